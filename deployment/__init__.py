@@ -1,0 +1,1 @@
+"""From a registered model to a managed online endpoint that serves it."""

@@ -1,0 +1,1 @@
+"""The server inside the endpoint's container."""

@@ -1,0 +1,1 @@
+"""From a chat data set to a registered, fine-tuned Phi model."""
