@@ -1,0 +1,120 @@
+"""`python -m deployment.server --model DIR`: serve one model over HTTP."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from infra import cli
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from deployment.server.app import Serving
+
+DRAIN_SECONDS = 175
+"""How long accepted requests may go on after SIGTERM; longer than any of them may take."""
+
+
+def options(environ: Mapping[str, str]) -> argparse.ArgumentParser:
+    made = cli.Parser(prog="python -m deployment.server", description="Serve one model over HTTP.")
+    made.add_argument("--model", type=Path, metavar="DIR", help="the model (default: found under $AZUREML_MODEL_DIR)")
+    made.add_argument("--host", default=environ.get("HOST", "127.0.0.1"), help="default: $HOST or 127.0.0.1")
+    made.add_argument("--port", type=int, default=environ.get("PORT", "5001"), help="default: $PORT or 5001")
+    made.add_argument("--slots", type=int, default=16, help="requests that decode together (default: 16)")
+    made.add_argument("--queue", type=int, default=64, help="requests that may wait; more get 429 (default: 64)")
+    made.add_argument("--threads", type=int, help="CPU threads of torch (default: the CPUs of the container)")
+    made.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="default: bfloat16 on a GPU, else float32",
+    )
+    return made
+
+
+def main(argv: list[str]) -> int:
+    given = options(os.environ).parse_args(argv)
+    signal.signal(signal.SIGTERM, _leave)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
+
+    from deployment.server.model import find_model
+
+    folder = find_model(given.model)
+    listener = _listen(given.host, given.port)
+
+    import uvicorn
+
+    from deployment.server.app import Serving, create_app
+
+    serving = Serving()
+    config = uvicorn.Config(
+        create_app(serving),
+        access_log=False,
+        log_level="warning",
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+        lifespan="off",
+    )
+    server = uvicorn.Server(config)
+    failed: list[str] = []
+    # /health must answer while the model loads, or the platform kills a container that is only slow to start
+    threading.Thread(target=_load, args=(given, folder, serving, server, failed), daemon=True).start()
+    server.run(sockets=[listener])
+    if serving.engine is not None:
+        serving.engine.close()
+    if failed:
+        raise cli.UserError(failed[0])
+    return 0 if server.started else cli.FAILED
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A bound socket. Raises UserError if the port cannot be had."""
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise cli.UserError(
+            f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}",
+            next_command="python -m deployment.server --port ANOTHER_PORT …",
+        ) from None
+    return listener
+
+
+def _leave(number: int, frame: object) -> None:
+    """SIGTERM outside of uvicorn's own handling; uvicorn raises it once more after it has drained."""
+    sys.exit(0)
+
+
+def _load(given: argparse.Namespace, folder: Path, serving: Serving, server: uvicorn.Server, failed: list[str]) -> None:
+    """Load the model beside the running server; a model that cannot be loaded ends the server."""
+    from deployment.server.model import load
+
+    began = time.monotonic()
+    try:
+        loaded = load(folder, dtype=given.dtype, threads=given.threads)
+        serving.start(loaded, slots=given.slots, queue=given.queue)
+    except cli.UserError as error:
+        failed.append(str(error))
+    else:
+        logging.getLogger("deployment.server").info(
+            "ready model=%s context=%d seconds=%.1f", loaded.name, loaded.context, time.monotonic() - began
+        )
+        return
+    finally:
+        if serving.engine is None:
+            server.should_exit = True
+
+
+if __name__ == "__main__":
+    cli.run(main)
