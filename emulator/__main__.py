@@ -1,0 +1,274 @@
+"""`python -m emulator`: the local Azure ML's command line."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+
+from emulator.home import Home, client_environment, is_alive
+
+START_PATIENCE = 30.0  # seconds
+
+
+class EmulatorError(Exception):
+    """One sentence for the user, with the next command to type."""
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m emulator", description="A local Azure ML. State lies in .local/ or $EMULATOR_HOME.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    start = verbs.add_parser("start", help="start it in the background")
+    start.add_argument("--port", type=int, default=0, help="the proxy's port (default: the last one, or a free one)")
+    serve = verbs.add_parser("serve", help="run it in the foreground")
+    serve.add_argument("--port", type=int, default=0)
+    verbs.add_parser("stop", help="stop it; its state stays")
+    status = verbs.add_parser("status", help="what it holds, and which operations were asked that it does not emulate")
+    status.add_argument("--json", action="store_true")
+    verbs.add_parser("reset", help="stop it and delete its state")
+    logs = verbs.add_parser("logs", help="the log of a job or deployment, or the emulator's own")
+    logs.add_argument("name", nargs="?", help="a job's name, or ENDPOINT/DEPLOYMENT")
+    requests = verbs.add_parser("requests", help="the requests that clients made")
+    requests.add_argument("--match", default="", metavar="TEXT", help="only those whose method, host or path holds TEXT")
+    verbs.add_parser("env", help="print the variables that lead clients to it, as shell exports")
+    run = verbs.add_parser("run", help="run a command inside: python -m emulator run -- COMMAND …")
+    run.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND …")
+    options = parser.parse_args(argv)
+    home = Home.default()
+    match options.verb:
+        case "start":
+            return _start(home, options.port)
+        case "serve":
+            return _serve(home, options.port)
+        case "stop":
+            return _stop(home)
+        case "status":
+            return _status(home, options.json)
+        case "reset":
+            return _reset(home)
+        case "logs":
+            return _logs(home, options.name)
+        case "requests":
+            return _requests(home, options.match)
+        case "env":
+            return _env(home)
+    return _run(home, options.command)
+
+
+def _serve(home: Home, port: int) -> int:
+    from emulator.server import serve
+
+    try:
+        asyncio.run(serve(home, port))
+    except OSError as error:
+        raise EmulatorError(f"cannot listen on port {port}: {error.strerror}\n  next: python -m emulator start   (takes a free port)") from None
+    return 0
+
+
+def _start(home: Home, port: int) -> int:
+    if record := home.running():
+        print(f"the emulator runs already (process {record['pid']}, port {record['port']}, state in {home.path})")
+        return 0
+    begun = time.monotonic()
+    record = ensure_started(home, port)
+    took = time.monotonic() - begun
+    print(f"the emulator runs (process {record['pid']}, port {record['port']}, state in {home.path}; started in {took:.1f} s)")
+    print("  next: python -m emulator run -- COMMAND")
+    return 0
+
+
+def ensure_started(home: Home, port: int = 0) -> dict[str, int]:
+    """Start the emulator unless it runs; returns its record. Two callers at once start one.
+
+    Raises:
+        EmulatorError: it does not come up; its log says why.
+    """
+    import fcntl
+
+    home.make()
+    with (home.path / "start.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if record := home.running():
+            return record
+        wanted = port or _last_port(home)
+        command = [sys.executable, "-m", "emulator", "serve", "--port", str(wanted)]
+        with home.log.open("ab") as log:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=home.path, close_fds=True
+            )
+        deadline = time.monotonic() + START_PATIENCE
+        while time.monotonic() < deadline:
+            if record := home.running():
+                return record
+            if process.poll() is not None:
+                lines = home.log.read_text().strip().splitlines()
+                raise EmulatorError(lines[-2].removeprefix("error: ") + "\n" + lines[-1] if "next:" in lines[-1] else f"the emulator did not start: {lines[-1]}\n  next: python -m emulator logs")
+            time.sleep(0.03)
+        process.kill()
+    raise EmulatorError(f"the emulator did not start within {START_PATIENCE:.0f} s\n  next: python -m emulator logs")
+
+
+def _last_port(home: Home) -> int:
+    """The port of the last run if it is free, so that exported variables stay valid; else any."""
+    import socket
+
+    with contextlib.suppress(OSError, ValueError), socket.socket() as probe:
+        port = int((home.path / "port").read_text())
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", port))
+        return port
+    return 0
+
+
+def _stop(home: Home) -> int:
+    record = home.running()
+    if record is None:
+        left = _kill_leftovers(home)
+        print("the emulator is not running" + (f"; ended {left} processes that it had left" if left else ""))
+        return 0
+    stop(home, record)
+    print("the emulator is stopped; its state stays in " + str(home.path))
+    return 0
+
+
+def stop(home: Home, record: dict[str, int]) -> None:
+    os.kill(record["pid"], signal.SIGTERM)
+    deadline = time.monotonic() + 30
+    while is_alive(record["pid"], record["started"]):
+        if time.monotonic() > deadline:
+            os.kill(record["pid"], signal.SIGKILL)
+        time.sleep(0.05)
+    _kill_leftovers(home)
+    home.endpoint.unlink(missing_ok=True)
+
+
+def _kill_leftovers(home: Home) -> int:
+    if not home.database.exists():
+        return 0
+    from emulator.runner.process import kill_leftovers
+    from emulator.state import State
+
+    state = State(home.database)
+    try:
+        return kill_leftovers(state)
+    finally:
+        state.close()
+
+
+def _running(home: Home) -> dict[str, int]:
+    record = home.running()
+    if record is None:
+        raise EmulatorError(f"no emulator is running with its state in {home.path}\n  next: python -m emulator start")
+    return record
+
+
+def _status(home: Home, as_json: bool) -> int:
+    import requests
+
+    record = _running(home)
+    found = requests.get(f"http://127.0.0.1:{record['admin_port']}/status", timeout=10).json()
+    if as_json:
+        print(json.dumps({**record, "home": str(home.path), **found}))
+        return 0
+    print(f"running: process {record['pid']}, proxy on 127.0.0.1:{record['port']}, state in {home.path}")
+    for kind, count in found["resources"].items():
+        print(f"  {count:4d}  {kind}")
+    for asked in found["not_emulated"]:
+        print(f"  not emulated: {asked}")
+    return 0
+
+
+def _reset(home: Home) -> int:
+    if record := home.running():
+        stop(home, record)
+    _kill_leftovers(home)
+    for name in ("objects", "work", "pulumi", "pulumi-home", "tls"):
+        shutil.rmtree(home.path / name, ignore_errors=True)
+    for name in ("state.sqlite", "state.sqlite-wal", "state.sqlite-shm", "emulator.log", "port", "emulator.json", "start.lock"):
+        (home.path / name).unlink(missing_ok=True)
+    print(f"the emulator's state in {home.path} is gone")
+    return 0
+
+
+def _logs(home: Home, name: str | None) -> int:
+    if name is None:
+        print(home.log.read_text() if home.log.exists() else "", end="")
+        return 0
+    path = _log_path(home, name)
+    if path is None:
+        raise EmulatorError(f"there is no job or deployment {name!r} with a log\n  next: python -m emulator status")
+    print(path.read_text(errors="replace"), end="")
+    return 0
+
+
+def _log_path(home: Home, name: str) -> Path | None:
+    from emulator.state import State
+
+    if "/" in name:
+        return next(iter((home.work / "deployments").glob(f"*/{name.lower()}/log.txt")), None)
+    if not home.database.exists():
+        return None
+    state = State(home.database)
+    try:
+        blob = f"ExperimentRun/dcid.{name}/user_logs/std_log.txt"
+        for account in state.of_type("Microsoft.Storage/storageAccounts"):
+            if found := state.blob(account["name"], "azureml", blob):
+                return found[0]
+    finally:
+        state.close()
+    return None
+
+
+def _requests(home: Home, match: str) -> int:
+    from emulator.state import State
+
+    if not home.database.exists():
+        raise EmulatorError(f"there is no emulator in {home.path}\n  next: python -m emulator start")
+    state = State(home.database)
+    try:
+        for at, method, host, path, status, ms, note in state.requests():
+            if match.lower() in f"{method} {host}{path}".lower():
+                moment = datetime.fromtimestamp(at).strftime("%H:%M:%S")
+                print(f"{moment} {status} {ms:7.1f} ms  {method:6} {host}{path}  {note}".rstrip())
+    finally:
+        state.close()
+    return 0
+
+
+def _env(home: Home) -> int:
+    record = _running(home)
+    for key, value in client_environment(home, record["port"]).items():
+        print(f"export {key}={shlex.quote(value)}")
+    return 0
+
+
+def _run(home: Home, command: list[str]) -> int:
+    command = command[1:] if command[:1] == ["--"] else command
+    if not command:
+        raise EmulatorError("no command to run\n  next: python -m emulator run -- COMMAND …")
+    record = ensure_started(home)
+    env = {**os.environ, **client_environment(home, record["port"])}
+    found = shutil.which(command[0], path=env["PATH"])
+    if found is None:
+        raise EmulatorError(f"the command {command[0]!r} is not on PATH")
+    os.execve(found, command, env)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except EmulatorError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,1 @@
+"""Azure Resource Manager: ids, generic resources, validation, long-running operations."""

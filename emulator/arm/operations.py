@@ -1,0 +1,78 @@
+"""Long-running operations as Azure ML answers them: 201 or 202 with an Azure-AsyncOperation and a Location to poll.
+
+Azure ML sends no Retry-After, which makes its clients wait 5 to 30 s between polls; `retry-after-ms` shortens that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from emulator.arm.ids import ResourceId
+from emulator.arm.resources import Arm
+from emulator.arm.schema import ArmError
+from emulator.home import SUBSCRIPTION_ID
+
+ML = "Microsoft.MachineLearningServices"
+
+
+class Operations:
+    """Runs work in the background and answers how it stands."""
+
+    def __init__(self, arm: Arm) -> None:
+        self._state = arm.state
+        self._tasks: set[asyncio.Task[Any]] = set()
+        arm.on("GET", f"{ML}/locations/mfeOperationsStatus", self._status)
+        arm.on("GET", f"{ML}/locations/mfeOperationResults", self._result)
+        for operation_id, record in self._state.records("operation"):
+            if record["status"] == "InProgress":  # the process that worked on it is gone
+                error = {"code": "InternalServerError", "message": "The service was restarted during the operation."}
+                self._state.save_record("operation", operation_id, {"status": "Failed", "error": error})
+
+    def start(self, location: str, work: Awaitable[None] | None = None) -> dict[str, str]:
+        """Begin an operation; returns the headers that lead to it. Without work it has succeeded already."""
+        operation_id = str(uuid.uuid4())
+        status = "Succeeded" if work is None else "InProgress"
+        self._state.save_record("operation", operation_id, {"status": status})
+        if work is not None:
+            task = asyncio.create_task(self._run(operation_id, work))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        base = f"https://management.azure.com/subscriptions/{SUBSCRIPTION_ID}/providers/{ML}/locations/{location}"
+        return {
+            "Azure-AsyncOperation": f"{base}/mfeOperationsStatus/{operation_id}?api-version=2024-10-01",
+            "Location": f"{base}/mfeOperationResults/{operation_id}?api-version=2024-10-01",
+            "x-ms-async-operation-timeout": "PT1H",
+            "retry-after-ms": "100",
+        }
+
+    async def _run(self, operation_id: str, work: Awaitable[None]) -> None:
+        try:
+            await work
+        except ArmError as error:
+            failed = {"status": "Failed", "error": {"code": error.code, "message": error.message}}
+            self._state.save_record("operation", operation_id, failed)
+            return
+        self._state.save_record("operation", operation_id, {"status": "Succeeded"})
+
+    def _found(self, rid: ResourceId) -> dict[str, Any]:
+        found = self._state.record("operation", rid.name)
+        if found is None:
+            raise ArmError(404, "OperationNotFound", f"The operation '{rid.name}' could not be found.")
+        return found
+
+    async def _status(self, request: Request, rid: ResourceId) -> Response:
+        return JSONResponse({"id": str(rid), "name": rid.name, **self._found(rid)}, headers={"retry-after-ms": "100"})
+
+    async def _result(self, request: Request, rid: ResourceId) -> Response:
+        found = self._found(rid)
+        if found["status"] == "InProgress":
+            return Response(status_code=202, headers={"retry-after-ms": "100", "Location": str(request.url)})
+        if found["status"] == "Failed":
+            return JSONResponse({"error": found["error"]}, 400)
+        return Response(status_code=204)

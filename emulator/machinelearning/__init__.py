@@ -1,0 +1,1 @@
+"""Microsoft.MachineLearningServices: workspaces, computes, assets, jobs with their history, online endpoints."""

@@ -1,0 +1,100 @@
+"""Compute clusters, the sizes that exist, and quota.
+
+Sizes and GPU counts: learn.microsoft.com/azure/virtual-machines/sizes (families NCadsA100v4, NCadsH100v5, NDasrA100v4,
+NCasT4v3, DSv2, Esv3, Fsv2).
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from emulator.arm.ids import ResourceId
+from emulator.arm.operations import ML, Operations
+from emulator.arm.resources import Arm, json_body
+from emulator.arm.schema import ArmError, Body
+
+COMPUTE = f"{ML}/workspaces/computes"
+
+# name: (family, vCPUs, GPUs, memory in GB)
+SIZES = {
+    "Standard_NC24ads_A100_v4": ("standardNCADSA100v4Family", 24, 1, 220.0),
+    "Standard_NC48ads_A100_v4": ("standardNCADSA100v4Family", 48, 2, 440.0),
+    "Standard_NC96ads_A100_v4": ("standardNCADSA100v4Family", 96, 4, 880.0),
+    "Standard_NC40ads_H100_v5": ("standardNCadsH100v5Family", 40, 1, 320.0),
+    "Standard_NC80adis_H100_v5": ("standardNCadsH100v5Family", 80, 2, 640.0),
+    "Standard_ND96asr_v4": ("standardNDASv4Family", 96, 8, 900.0),
+    "Standard_ND96amsr_A100_v4": ("standardNDAMSv4Family", 96, 8, 1900.0),
+    "Standard_NC4as_T4_v3": ("standardNCAST4v3Family", 4, 1, 28.0),
+    "Standard_NC16as_T4_v3": ("standardNCAST4v3Family", 16, 1, 110.0),
+    "Standard_NC6s_v3": ("standardNCSv3Family", 6, 1, 112.0),
+    "Standard_DS3_v2": ("standardDSv2Family", 4, 0, 14.0),
+    "Standard_E4s_v3": ("standardESv3Family", 4, 0, 32.0),
+    "Standard_E16s_v3": ("standardESv3Family", 16, 0, 128.0),
+    "Standard_F4s_v2": ("standardFSv2Family", 4, 0, 8.0),
+    "Standard_F8s_v2": ("standardFSv2Family", 8, 0, 16.0),
+}
+QUOTA = 200  # vCPUs per family
+
+
+class Computes:
+    def __init__(self, arm: Arm, operations: Operations) -> None:
+        self._arm, self._state, self._operations = arm, arm.state, operations
+        arm.on("PUT", COMPUTE, self.put)
+        arm.on("DELETE", COMPUTE, self.delete)
+        arm.on("GET", f"{ML}/locations/vmSizes", self.sizes)
+        arm.on("GET", f"{ML}/locations/usages", self.usages)
+
+    async def put(self, request: Request, rid: ResourceId) -> Response:
+        body = await json_body(request)
+        inner = body.get("properties", {}).setdefault("properties", {})
+        if body.get("properties", {}).get("computeType") == "AmlCompute":
+            self._check_cluster(inner)
+        before = self._state.get(str(rid))
+        if before is not None and before["properties"].get("properties", {}).get("vmSize") != inner.get("vmSize"):
+            inner["vmSize"] = before["properties"]["properties"]["vmSize"]  # Azure accepts a new size and ignores it
+        idle = {"allocationState": "Steady", "currentNodeCount": 0, "targetNodeCount": 0}
+        inner |= {**idle, "allocationStateTransitionTime": datetime.now(UTC).isoformat()}
+        stored, created = self._arm.store(rid, body)
+        return JSONResponse(stored, 201 if created else 200, self._operations.start(stored["location"]))
+
+    @staticmethod
+    def _check_cluster(inner: Body) -> None:
+        size = inner.get("vmSize", "")
+        if size.lower() not in [name.lower() for name in SIZES]:
+            raise ArmError(400, "BadRequest", f"Specified VM size '{size}' is not supported in this region.")
+        scale = inner.get("scaleSettings") or {}
+        least, most = scale.get("minNodeCount", 0), scale.get("maxNodeCount")
+        if most is None or not 0 <= least <= most:
+            raise ArmError(400, "BadRequest", "scaleSettings.maxNodeCount is required and must not be below minNodeCount.")
+
+    async def delete(self, request: Request, rid: ResourceId) -> Response:
+        found = self._state.get(str(rid))
+        if found is None:
+            return Response(status_code=204)
+        self._arm.remove(str(rid))
+        return Response(status_code=202, headers=self._operations.start(found["location"]))
+
+    async def sizes(self, request: Request, rid: ResourceId) -> Response:
+        keys = ("name", "family", "vCPUs", "gpus", "memoryGB")
+        value = [dict(zip(keys, (name, *rest), strict=True)) for name, rest in SIZES.items()]
+        common = {"osVhdSizeMB": 1047552, "maxResourceVolumeMB": 0, "lowPriorityCapable": True, "premiumIO": True}
+        return JSONResponse({"value": [{**size, **common} for size in value]})
+
+    async def usages(self, request: Request, rid: ResourceId) -> Response:
+        location = rid.names[0]
+        used: dict[str, int] = {family: 0 for family, *_ in SIZES.values()}
+        value = [
+            {
+                "id": f"{rid.scope}/providers/{ML}/locations/{location}/usages/{family}",
+                "type": f"{ML}/usages",
+                "unit": "Count",
+                "currentValue": count,
+                "limit": QUOTA,
+                "name": {"value": family, "localizedValue": family},
+            }
+            for family, count in used.items()
+        ]
+        return JSONResponse({"value": value})

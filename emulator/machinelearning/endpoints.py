@@ -1,0 +1,222 @@
+"""Managed online endpoints and their deployments over ARM."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from datetime import UTC, datetime, timedelta
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from emulator.arm.ids import ResourceId
+from emulator.arm.operations import ML, Operations
+from emulator.arm.resources import Arm, json_body
+from emulator.arm.schema import ArmError, Body
+from emulator.entra import LIFETIME, Entra
+from emulator.home import DEPLOYER_CLIENT_ID, DEPLOYER_OBJECT_ID
+from emulator.machinelearning.assets import system_data
+from emulator.machinelearning.computes import SIZES
+from emulator.runner.deployments import DeploymentRunner
+
+ENDPOINT = f"{ML}/workspaces/onlineEndpoints"
+DEPLOYMENT = f"{ENDPOINT}/deployments"
+NAME = r"[a-zA-Z][a-zA-Z0-9-]{1,30}[a-zA-Z0-9]"
+PROBE = {"failureThreshold": 30, "successThreshold": 1, "timeout": "PT2S", "period": "PT10S", "initialDelay": "PT10S"}
+REQUESTS = {"maxQueueWait": "PT0.5S", "requestTimeout": "PT5S", "maxConcurrentRequestsPerInstance": 1}
+
+
+class Endpoints:
+    def __init__(self, arm: Arm, operations: Operations, entra: Entra, runner: DeploymentRunner) -> None:
+        self._arm, self._state, self._operations = arm, arm.state, operations
+        self._entra, self._runner = entra, runner
+        arm.on("PUT", ENDPOINT, self.put)
+        arm.on("GET", ENDPOINT, self.get)
+        arm.on("PATCH", ENDPOINT, self.patch)
+        arm.on("DELETE", ENDPOINT, self.delete)
+        arm.on("POST", f"{ENDPOINT}/listKeys", self.keys)
+        arm.on("POST", f"{ENDPOINT}/regenerateKeys", self.regenerate)
+        arm.on("POST", f"{ENDPOINT}/token", self.token)
+        arm.on("PUT", DEPLOYMENT, self.put_deployment)
+        arm.on("GET", DEPLOYMENT, self.get)
+        arm.on("DELETE", DEPLOYMENT, self.delete_deployment)
+        arm.on("POST", f"{DEPLOYMENT}/getLogs", self.logs)
+
+    async def get(self, request: Request, rid: ResourceId) -> Response:
+        if not rid.is_collection:
+            return JSONResponse(self._arm.existing(rid))
+        self._arm.check_parent(rid)
+        return JSONResponse({"value": self._state.children(rid.parent, rid.type)})
+
+    # -- endpoints -----------------------------------------------------------------------------------------------------
+
+    async def put(self, request: Request, rid: ResourceId) -> Response:
+        body = await json_body(request)
+        self._arm.check_parent(rid)
+        before = self._state.get(str(rid))
+        properties = body.get("properties", {})
+        self._check_endpoint(rid, body, before)
+        kept = before["properties"] if before else {}
+        location = body["location"].replace(" ", "").lower()
+        address = f"https://{rid.name}.{location}.inference.ml.azure.com"
+        stored = {
+            "id": str(rid),
+            "name": rid.name,
+            "type": rid.type,
+            "location": location,
+            "tags": body.get("tags") or {},
+            "kind": body.get("kind") or "Managed",
+            "systemData": system_data(before),
+            "identity": (before or {}).get("identity") or self._arm.resolve_identity(body.get("identity") or {"type": "SystemAssigned"}),
+            "properties": {
+                "description": None,
+                "properties": {},
+                "publicNetworkAccess": "Enabled",
+                "mirrorTraffic": {},
+                **properties,
+                "traffic": properties.get("traffic") or {},
+                "scoringUri": kept.get("scoringUri", f"{address}/score"),
+                "swaggerUri": f"{address}/swagger.json",
+                "provisioningState": "Succeeded",
+            },
+        }
+        with self._state.transaction():
+            self._state.put(str(rid), stored, parent=rid.parent)
+            if before is None:
+                self._state.save_record("endpoint-keys", str(rid), _new_keys())
+        return JSONResponse(stored, 200 if before else 201, self._operations.start(location))
+
+    def _check_endpoint(self, rid: ResourceId, body: Body, before: Body | None) -> None:
+        if not re.fullmatch(NAME, rid.name):
+            raise ArmError(400, "BadArgument", f"The endpoint name '{rid.name}' must be 3-32 letters, digits and '-', a letter first.")
+        if not body.get("location"):
+            raise ArmError(400, "LocationRequired", "The location property is required for this definition.")
+        for other in self._state.of_type(ENDPOINT):
+            if other["name"].lower() == rid.name.lower() and other["id"].lower() != str(rid).lower():
+                raise ArmError(409, "Conflict", f"There is already an endpoint with the name '{rid.name}' in this region.")
+        properties = body.get("properties", {})
+        if before is not None:
+            wanted, has = (body.get("identity") or {}).get("type"), before["identity"]["type"]
+            if wanted and wanted.lower() != has.lower():
+                raise ArmError(400, "BadArgument", "The identity of an endpoint cannot be changed after its creation.")
+            if properties.get("authMode", "").lower() != before["properties"]["authMode"].lower():
+                raise ArmError(400, "BadArgument", "The authentication mode of an endpoint cannot be changed.")
+        traffic = properties.get("traffic") or {}
+        if sum(traffic.values()) not in (0, 100):
+            raise ArmError(400, "BadArgument", f"The traffic of all deployments must add up to 0 or 100, not {sum(traffic.values())}.")
+        deployments = [found["name"] for found in self._state.children(str(rid), DEPLOYMENT)]
+        for name in {**traffic, **(properties.get("mirrorTraffic") or {})}:
+            if name not in deployments:
+                raise ArmError(400, "BadArgument", f"The deployment '{name}' in the traffic rules does not exist.")
+
+    async def patch(self, request: Request, rid: ResourceId) -> Response:
+        found, change = self._arm.existing(rid), await json_body(request)
+        found["tags"] = change.get("tags", found["tags"])
+        self._state.put(str(rid), found, parent=rid.parent)
+        return JSONResponse(found, 202, self._operations.start(found["location"]))
+
+    async def delete(self, request: Request, rid: ResourceId) -> Response:
+        found = self._state.get(str(rid))
+        if found is None:
+            return Response(status_code=204)
+
+        async def work() -> None:
+            for deployment in self._state.children(str(rid), DEPLOYMENT):
+                await self._runner.remove(deployment["id"])
+            self._state.drop_record("endpoint-keys", str(rid))
+            self._state.delete(str(rid))
+
+        return Response(status_code=202, headers=self._operations.start(found["location"], work()))
+
+    def _keys(self, rid: ResourceId) -> tuple[ResourceId, Body]:
+        endpoint, _ = rid.action
+        found = self._arm.existing(endpoint)
+        if found["properties"]["authMode"].lower() != "key":
+            raise ArmError(400, "BadArgument", "The endpoint does not use keys: it is authenticated by tokens.")
+        keys = self._state.record("endpoint-keys", str(endpoint))
+        assert keys is not None
+        return endpoint, keys
+
+    async def keys(self, request: Request, rid: ResourceId) -> Response:
+        return JSONResponse(self._keys(rid)[1])
+
+    async def regenerate(self, request: Request, rid: ResourceId) -> Response:
+        endpoint, keys = self._keys(rid)
+        which = str((await json_body(request)).get("keyType", "")).lower() + "Key"
+        if which not in keys:
+            raise ArmError(400, "BadArgument", "keyType must be Primary or Secondary.")
+        keys[which] = secrets.token_urlsafe(24)
+        self._state.save_record("endpoint-keys", str(endpoint), keys)
+        return Response(status_code=202, headers=self._operations.start("local"))
+
+    async def token(self, request: Request, rid: ResourceId) -> Response:
+        endpoint, _ = rid.action
+        self._arm.existing(endpoint)
+        issued = self._entra.issue("https://ml.azure.com", client_id=DEPLOYER_CLIENT_ID, object_id=DEPLOYER_OBJECT_ID)
+        expiry = int((datetime.now(UTC) + timedelta(seconds=LIFETIME)).timestamp())
+        times = {"expiryTimeUtc": expiry, "refreshAfterTimeUtc": expiry - LIFETIME // 2}
+        return JSONResponse({"accessToken": issued, "tokenType": "Bearer", **times})
+
+    # -- deployments ---------------------------------------------------------------------------------------------------
+
+    async def put_deployment(self, request: Request, rid: ResourceId) -> Response:
+        body = await json_body(request)
+        self._arm.check_parent(rid)
+        before = self._state.get(str(rid))
+        properties = body.get("properties", {})
+        self._check_deployment(rid, body)
+        stored = {
+            "id": str(rid),
+            "name": rid.name,
+            "type": rid.type,
+            "location": body["location"],
+            "tags": body.get("tags") or {},
+            "kind": "Managed",
+            "sku": body.get("sku") or {"name": "Default", "capacity": 1},
+            "systemData": system_data(before),
+            "properties": {
+                "description": None,
+                "properties": {},
+                "environmentVariables": {},
+                **properties,
+                "scaleSettings": properties.get("scaleSettings") or {"scaleType": "Default"},
+                "livenessProbe": {**PROBE, **(properties.get("livenessProbe") or {})},
+                "readinessProbe": {**PROBE, **(properties.get("readinessProbe") or {})},
+                "requestSettings": {**REQUESTS, **(properties.get("requestSettings") or {})},
+                "provisioningState": "Updating" if before else "Creating",
+            },
+        }
+        self._state.put(str(rid), stored, parent=rid.parent)
+        headers = self._operations.start(stored["location"], self._runner.create(str(rid)))
+        return JSONResponse(stored, 200 if before else 201, headers)
+
+    def _check_deployment(self, rid: ResourceId, body: Body) -> None:
+        properties = body.get("properties", {})
+        if not re.fullmatch(NAME, rid.name):
+            raise ArmError(400, "BadArgument", f"The deployment name '{rid.name}' must be 3-32 letters, digits and '-'.")
+        size = str(properties.get("instanceType", ""))
+        if size.lower() not in [name.lower() for name in SIZES]:
+            raise ArmError(400, "BadArgument", f"The instance type '{size}' is not supported in this region.")
+        for key in ("model", "environmentId"):
+            if properties.get(key) and self._state.get(properties[key].removeprefix("azureml:")) is None:
+                raise ArmError(400, "BadArgument", f"The {key} '{properties[key]}' of the deployment does not exist.")
+
+    async def delete_deployment(self, request: Request, rid: ResourceId) -> Response:
+        found = self._state.get(str(rid))
+        if found is None:
+            return Response(status_code=204)
+        endpoint = self._state.get(rid.parent)
+        if endpoint and endpoint["properties"]["traffic"].get(rid.name):
+            raise ArmError(409, "Conflict", f"The deployment '{rid.name}' has traffic; move it away before deleting it.")
+        headers = self._operations.start(found["location"], self._runner.remove(str(rid)))
+        return Response(status_code=202, headers=headers)
+
+    async def logs(self, request: Request, rid: ResourceId) -> Response:
+        deployment, _ = rid.action
+        self._arm.existing(deployment)
+        wanted = await json_body(request)
+        return JSONResponse({"content": self._runner.log(str(deployment), int(wanted.get("tail") or 100))})
+
+
+def _new_keys() -> Body:
+    return {"primaryKey": secrets.token_urlsafe(24), "secondaryKey": secrets.token_urlsafe(24)}

@@ -1,0 +1,88 @@
+"""Run the Pulumi program in this process, against a monitor of ours."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import runpy
+import sys
+import traceback
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pulumi
+from google.protobuf import empty_pb2
+from pulumi.runtime import config as runtime_config
+from pulumi.runtime import mocks, settings
+from pulumi.runtime.stack import run_in_stack
+
+from emulator.pulumi_cli.errors import CliError
+from emulator.pulumi_cli.monitor import Diagnostics, EngineMonitor
+from emulator.pulumi_cli.project import Project
+
+_PARALLEL = 16
+
+
+def run(
+    project: Project, stack: str, config: Mapping[str, str], monitor: EngineMonitor, *, debug: bool = False
+) -> Diagnostics:
+    """Run the program to its end. Raises CliError if it, or one of its resources, fails."""
+    diagnostics = Diagnostics(debug=debug)
+    features = set(monitor.GetDeploymentInfo(empty_pb2.Empty()).supportedFeatures)
+    settings.configure(
+        mocks.MockSettings(
+            monitor=monitor,
+            monitor_features=features,
+            engine=diagnostics,
+            project=project.name,
+            stack=stack,
+            dry_run=monitor.engine.preview,
+            organization="organization",
+            callbacks=None,
+            root_directory=str(project.root),
+        )
+    )
+    settings.set_root_resource(None)  # type: ignore[arg-type]  # a second run in this process starts afresh
+    runtime_config.set_all_config(dict(config), [])
+    engine = monitor.engine
+    try:
+        _run_program(project)
+    except pulumi.RunError as error:
+        raise CliError(str(error)) from None
+    except (CliError, grpc.RpcError) as error:
+        raise CliError(engine.failures[0] if engine.failures else str(error)) from None
+    except Exception as error:  # noqa: BLE001  a program may fail in any way; Pulumi's words for it, and its traceback
+        if engine.failures:
+            raise CliError(engine.failures[0]) from None
+        raise CliError(f"Program failed with an unhandled exception:\n{_own_traceback(error)}") from None
+    finally:
+        engine.settle()
+    if engine.failures:
+        raise CliError(engine.failures[0])
+    return diagnostics
+
+
+def _run_program(project: Project) -> None:
+    """As Pulumi's language host does: the program's folder is the working directory and the first on sys.path."""
+    was, path = os.getcwd(), list(sys.path)
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    loop.set_default_executor(ThreadPoolExecutor(_PARALLEL))
+    try:
+        os.chdir(project.program)
+        loop.run_until_complete(run_in_stack(lambda: _execute(project)))
+    finally:
+        os.chdir(was)
+        sys.path[:] = path
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+        asyncio.set_event_loop(None)
+
+
+def _execute(project: Project) -> None:
+    runpy.run_path(str(project.program), run_name="__main__")
+
+
+def _own_traceback(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error)).rstrip()

@@ -1,0 +1,1 @@
+"""The processes behind jobs and deployments, and the folders they see."""

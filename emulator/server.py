@@ -1,0 +1,210 @@
+"""The emulator's process: wires the services together and serves them on loopback until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import psutil
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Host, Mount, Route, Router
+
+from emulator.arm.operations import Operations
+from emulator.arm.resources import Arm
+from emulator.arm.soft_delete import SoftDeleted
+from emulator.blobs import Blobs
+from emulator.entra import Entra
+from emulator.gateway import Gateway
+from emulator.home import Home
+from emulator.machinelearning.assets import Assets
+from emulator.machinelearning.computes import Computes
+from emulator.machinelearning.endpoints import Endpoints
+from emulator.machinelearning.jobs import Jobs
+from emulator.machinelearning.workspaces import Workspaces
+from emulator.proxy import Certificates, ConnectProxy
+from emulator.runner.deployments import DeploymentRunner
+from emulator.runner.jobs import JobRunner
+from emulator.runner.process import kill_leftovers
+from emulator.sas import SharedAccess
+from emulator.state import State
+
+Scope = MutableMapping[str, Any]
+Asgi = Callable[[Scope, Any, Any], Awaitable[None]]
+ALL_METHODS = ["GET", "HEAD", "PUT", "POST", "PATCH", "DELETE", "OPTIONS"]
+
+
+class Emulator:
+    """Every service of one emulator, and the ASGI app that finds the right one by the host's name."""
+
+    def __init__(self, home: Home, *, proxy_port: int, admin_port: int) -> None:
+        self.state = state = State(home.database)
+        kill_leftovers(state)
+        self.entra = entra = Entra(home, state)
+        self.blobs = blobs = Blobs(state, home.objects, SharedAccess(home.secrets()["sas_key"]), entra)
+        ports = {"proxy_port": proxy_port, "admin_port": admin_port}
+        self.jobs = JobRunner(home, state, blobs, **ports)
+        self.deployments = DeploymentRunner(home, state, blobs, **ports)
+        arm = Arm(state, entra)
+        operations = Operations(arm)
+        SoftDeleted(arm)
+        workspaces = Workspaces(arm, operations, blobs)
+        Computes(arm, operations)
+        Assets(arm, blobs)
+        jobs = Jobs(arm, operations, blobs, entra, self.jobs)
+        Endpoints(arm, operations, entra, self.deployments)
+        self.gateway = Gateway(state, entra, self.deployments)
+        self._connect_deletions(arm)
+        data_plane = Router([*workspaces.data_plane_routes, *jobs.data_plane_routes])
+        self.app = self._logged(
+            Router(
+                [
+                    Host("management.azure.com", _all(arm.handle)),
+                    Host("login.microsoftonline.com", Router(entra.routes)),
+                    Host("{account}.blob.core.windows.net", _all(blobs.handle)),
+                    Host("{endpoint}.{region}.inference.ml.azure.com", _all(self.gateway.handle)),
+                    Host("{region}.api.azureml.ms", data_plane),
+                ]
+            )
+        )
+        self.admin = Starlette(
+            routes=[
+                Route("/msi/token", entra.managed_identity),
+                Route("/status", self.status),
+            ]
+        )
+
+    def _connect_deletions(self, arm: Arm) -> None:
+        kinds = "Microsoft.MachineLearningServices/workspaces"
+        running: set[asyncio.Task[None]] = set()
+
+        def later(work: Callable[[str], Awaitable[None]]) -> Callable[[dict[str, Any]], None]:
+            def hook(body: dict[str, Any]) -> None:
+                task = asyncio.ensure_future(work(body["id"]))
+                running.add(task)
+                task.add_done_callback(running.discard)
+
+            return hook
+
+        arm.on_delete(f"{kinds}/jobs", later(self.jobs.forget))
+        arm.on_delete(f"{kinds}/onlineEndpoints/deployments", later(self.deployments.remove))
+
+    async def status(self, request: Request) -> Response:
+        kinds: dict[str, int] = {}
+        for body in self.state.below("/subscriptions"):
+            kinds[body["type"]] = kinds.get(body["type"], 0) + 1
+        unknown = sorted({f"{row[1]} {row[2]}{row[3]}" for row in self.state.requests() if row[6] == "not emulated"})
+        return JSONResponse({"resources": kinds, "not_emulated": unknown})
+
+    def _logged(self, inner: Asgi) -> Asgi:
+        """Record every request: what did a client ask, and what was it answered?"""
+
+        async def app(scope: Scope, receive: Any, send: Any) -> None:
+            if scope["type"] != "http":
+                return
+            started, answered = time.time(), {"status": 500}
+            host = next((value.decode() for key, value in scope["headers"] if key == b"host"), "").split(":")[0]
+
+            async def sending(message: MutableMapping[str, Any]) -> None:
+                if message["type"] == "http.response.start":
+                    answered["status"] = message["status"]
+                await send(message)
+
+            scope["state"] = {}
+            try:
+                await inner(scope, receive, sending)
+            finally:
+                note = str(scope["state"].get("note", ""))
+                took = (time.time() - started) * 1000
+                self.state.log_request(started, scope["method"], host, scope["path"], answered["status"], took, note)
+
+        return app
+
+    async def stop(self) -> None:
+        await self.jobs.stop()
+        await self.deployments.stop()
+        await self.gateway.close()
+        kill_leftovers(self.state)
+        self.state.close()
+
+
+def _all(handler: Callable[[Request], Awaitable[Response]]) -> Mount:
+    return Mount("/", routes=[Route("/{path:path}", handler, methods=ALL_METHODS)])
+
+
+def listen(port: int) -> socket.socket:
+    """A loopback socket. Raises OSError where the port is in use."""
+    found = socket.socket()
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind(("127.0.0.1", port))
+    except OSError:
+        found.close()
+        raise
+    found.listen(128)
+    return found
+
+
+async def serve(home: Home, port: int) -> None:
+    """Serve until SIGTERM or SIGINT. Writes `emulator.json` when everything listens, and removes it at the end."""
+    home.make()
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    proxy_socket, tls_socket, admin_socket = listen(port), listen(0), listen(0)
+    ports = [found.getsockname()[1] for found in (proxy_socket, tls_socket, admin_socket)]
+    certificates = Certificates(home)
+    emulator = Emulator(home, proxy_port=ports[0], admin_port=ports[2])
+    proxy = ConnectProxy(ports[1])
+    tls = _Server(uvicorn.Config(emulator.app, http="httptools" if _has_httptools() else "h11", **_quiet()))
+    tls.config.load()
+    tls.config.ssl = certificates.server_context()
+    admin = _Server(uvicorn.Config(emulator.admin, **_quiet()))
+    tunnel = await asyncio.start_server(proxy.handle, sock=proxy_socket)
+    serving = [asyncio.create_task(tls.serve([tls_socket])), asyncio.create_task(admin.serve([admin_socket]))]
+    emulator.jobs.recover()
+    emulator.deployments.recover()
+    _write_record(home, ports)
+    await stopping.wait()
+    tunnel.close()
+    await emulator.stop()
+    proxy.close()
+    tls.should_exit = admin.should_exit = tls.force_exit = admin.force_exit = True
+    await asyncio.gather(*serving)
+    home.endpoint.unlink(missing_ok=True)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handlers: one process, several servers, one way to stop."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:
+        yield
+
+
+def _quiet() -> dict[str, Any]:
+    return {"log_level": "warning", "access_log": False, "lifespan": "off", "server_header": False}
+
+
+def _has_httptools() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("httptools") is not None
+
+
+def _write_record(home: Home, ports: list[int]) -> None:
+    started = psutil.Process().create_time()
+    record = {"pid": os.getpid(), "started": started, "port": ports[0], "tls_port": ports[1], "admin_port": ports[2]}
+    temporary = home.endpoint.with_suffix(".new")
+    temporary.write_text(json.dumps(record))
+    temporary.replace(home.endpoint)
+    (home.path / "port").write_text(str(ports[0]))
