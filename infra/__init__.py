@@ -1,1 +1,1 @@
-"""The Azure resources behind the fine-tuning loop, declared with Pulumi, and the contract that the later stages read."""
+"""The Azure resources behind the fine-tuning loop, declared with Pulumi, and the contract of their outputs."""

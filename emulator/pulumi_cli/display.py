@@ -35,6 +35,8 @@ def tree(root: str, steps: Iterable[Step], *, preview: bool) -> str:
     children: dict[str, list[Step]] = {}
     for step in steps:
         children.setdefault(step.parent if step.parent in known else "", []).append(step)
+    for below in children.values():  # steps end in the order of their luck; a tree reads best in a fixed one
+        below.sort(key=lambda step: (step.type, step.name, step.op))
     rows: list[tuple[str, str]] = []
 
     def walk(parent: str, indent: str) -> None:

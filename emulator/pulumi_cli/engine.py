@@ -143,7 +143,9 @@ class Engine:
             goal.inputs = paths.keep(old.inputs, goal.inputs, goal.ignore_changes)
         inputs = self.provider.check(goal.type, goal.name, goal.inputs, known.inputs if known else None)
         if old is None:
-            again = pending is not None and not self.preview and pending.id == self.provider.identifier(goal.type, inputs)
+            again = (
+                pending is not None and not self.preview and pending.id == self.provider.identifier(goal.type, inputs)
+            )
             return self._create(goal, inputs, adopt=again)
         diff = self.provider.diff(goal.type, old.inputs, inputs)
         forced = paths.differ(old.inputs, inputs, goal.replace_on_changes)
@@ -156,9 +158,9 @@ class Engine:
         self._step("same", same)
         return old.id, old.outputs
 
-    def _create(self, goal: Goal, inputs: Values, *, adopt: bool, op: str = "create", changed: tuple[str, ...] = ()) -> (
-        tuple[str, Values]
-    ):
+    def _create(
+        self, goal: Goal, inputs: Values, *, adopt: bool, op: str = "create", changed: tuple[str, ...] = ()
+    ) -> tuple[str, Values]:
         began = time.monotonic()
         if self.preview:
             made = goal.resource(inputs, "", self.provider.preview(goal.type, inputs))

@@ -108,9 +108,7 @@ def _states(step: Step) -> dict[str, Any]:
     return {"oldState": metadata["old"], "newState": metadata["new"], "diffReasons": metadata["diffs"]}
 
 
-def _entry(
-    request: Request, config: dict[str, str], result: str, start: str, counts: dict[str, int]
-) -> dict[str, Any]:
+def _entry(request: Request, config: dict[str, str], result: str, start: str, counts: dict[str, int]) -> dict[str, Any]:
     return {
         "kind": request.kind,
         "startTime": start,

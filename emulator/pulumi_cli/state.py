@@ -168,7 +168,9 @@ class Backend:
 def _backend_folder() -> Path:
     url = urlparse(os.environ.get("PULUMI_BACKEND_URL", ""))
     if url.scheme != "file":
-        raise CliError("PULUMI_BACKEND_URL must be file://FOLDER here; run the command inside `python -m emulator run --`")
+        raise CliError(
+            "PULUMI_BACKEND_URL must be file://FOLDER here; run the command inside `python -m emulator run --`"
+        )
     return Path(unquote(url.netloc + url.path)).expanduser()
 
 

@@ -63,7 +63,13 @@ class ArmClient:
         self._token, self._expires = "", 0.0
 
     def send(
-        self, method: str, url: str, *, body: Any = None, form: Mapping[str, str] | None = None, token: str | None = None
+        self,
+        method: str,
+        url: str,
+        *,
+        body: Any = None,
+        form: Mapping[str, str] | None = None,
+        token: str | None = None,
     ) -> requests.Response:
         """The one place where a request leaves."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
