@@ -11,6 +11,7 @@ import hmac
 import time
 import uuid
 from typing import Any
+from urllib.parse import parse_qsl
 
 import jwt
 from starlette.requests import Request
@@ -91,13 +92,13 @@ class Entra:
         )
 
     async def token(self, request: Request) -> Response:
-        form = await request.form()
-        client, secret = str(form.get("client_id", "")), str(form.get("client_secret", ""))
+        form = dict(parse_qsl((await request.body()).decode(errors="replace")))
+        client, secret = form.get("client_id", ""), form.get("client_secret", "")
         if client != DEPLOYER_CLIENT_ID:
             return _refused("AADSTS700016", f"Application with identifier '{client}' was not found in the directory.")
         if not hmac.compare_digest(secret, self._client_secret):
             return _refused("AADSTS7000215", "Invalid client secret provided.")
-        audience = str(form.get("scope") or form.get("resource") or "").split(" ")[0]
+        audience = (form.get("scope") or form.get("resource") or "").split(" ")[0]
         token = self.issue(audience, client_id=client, object_id=DEPLOYER_OBJECT_ID)
         return JSONResponse(
             {"token_type": "Bearer", "expires_in": LIFETIME, "ext_expires_in": LIFETIME, "access_token": token}

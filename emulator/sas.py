@@ -41,19 +41,20 @@ class SharedAccess:
             self.key(account),
             ResourceTypes(container=True, object=True),
             AccountSasPermissions(read=True, write=True, delete=True, list=True, add=True, create=True),
-            datetime.now(UTC) + LIFETIME,
+            expiry=datetime.now(UTC) + LIFETIME,
             protocol="https",
         )
 
     def for_container(self, account: str, container: str) -> str:
         allowed = ContainerSasPermissions(read=True, write=True, delete=True, list=True, add=True, create=True)
         expiry = datetime.now(UTC) + LIFETIME
-        return generate_container_sas(account, container, self.key(account), allowed, expiry, protocol="https")
+        return generate_container_sas(account, container, self.key(account), permission=allowed, expiry=expiry, protocol="https")
 
     def for_blob(self, account: str, container: str, name: str) -> str:
         expiry = datetime.now(UTC) + LIFETIME
+        allowed = BlobSasPermissions(read=True)
         return generate_blob_sas(
-            account, container, name, None, self.key(account), BlobSasPermissions(read=True), expiry, protocol="https"
+            account, container, name, account_key=self.key(account), permission=allowed, expiry=expiry, protocol="https"
         )
 
     def refusal(self, query: Mapping[str, str], account: str, container: str, name: str, needed: str) -> str | None:

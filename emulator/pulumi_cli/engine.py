@@ -165,7 +165,7 @@ class Engine:
         if self.preview:
             made = goal.resource(inputs, "", self.provider.preview(goal.type, inputs))
         else:
-            # Recorded before ARM is asked: if this process dies in between, the next update goes on with this very name.
+            # Recorded before ARM is asked: if this process dies in between, the next update goes on with this name.
             with self.stack.changing() as snapshot:
                 snapshot.pending = _without(snapshot.pending, goal.urn)
                 snapshot.pending.append(goal.resource(inputs, self.provider.identifier(goal.type, inputs)))

@@ -1,4 +1,4 @@
-"""The engine's events, for `--event-log FILE` (JSON lines) and `--event-log tcp://HOST:PORT` (the Automation API's gRPC).
+"""The engine's events: `--event-log FILE` (JSON lines) and `--event-log tcp://HOST:PORT` (the Automation API's gRPC).
 
 Their shape: https://github.com/pulumi/pulumi/blob/master/sdk/go/common/apitype/events.go
 """
@@ -41,7 +41,7 @@ class _Stream:
     """A gRPC stream that is fed from a queue."""
 
     def __init__(self, address: str) -> None:
-        import grpc
+        import grpc  # type: ignore[import-untyped]
         from pulumi.runtime.proto import events_pb2, events_pb2_grpc
 
         self._queue: queue.Queue[str | None] = queue.Queue()

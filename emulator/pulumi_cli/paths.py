@@ -1,4 +1,4 @@
-"""Property paths of `ignore_changes` and `replace_on_changes`: `tags.owner`, `properties.properties.vmSize`, `a[0].b`, `*`."""
+"""Property paths of `ignore_changes` and `replace_on_changes`: `tags.owner`, `properties.vmSize`, `a[0].b`, `*`."""
 
 from __future__ import annotations
 

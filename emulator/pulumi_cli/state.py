@@ -96,8 +96,9 @@ class Stack:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.seek(0)
+                holder = file.read().strip()
                 raise CliError(
-                    f"the stack is currently locked by another update of {self.name!r} (process {file.read().strip()}); "
+                    f"the stack is currently locked by another update of {self.name!r} (process {holder}); "
                     "wait until it has ended"
                 ) from None
             file.truncate(0)

@@ -1,4 +1,4 @@
-"""Values on their way between the program (protobuf Structs) and the engine (plain Python, UNKNOWN for what is not known).
+"""Values between the program (protobuf Structs) and the engine (plain Python, UNKNOWN for what is not known).
 
 The signatures are Pulumi's own: https://github.com/pulumi/pulumi/blob/master/sdk/go/common/resource/properties.go
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from google.protobuf import struct_pb2
+from google.protobuf import struct_pb2  # type: ignore[import-untyped]
 
 from emulator.pulumi_provider.values import UNKNOWN
 
@@ -24,7 +24,7 @@ def decode(struct: struct_pb2.Struct) -> tuple[dict[str, Any], set[str]]:
     values: dict[str, Any] = {}
     for key, value in struct.fields.items():
         if value.WhichOneof("kind") != "null_value":
-            values[key] = _decode(value, lambda key=key: secret.add(key))  # type: ignore[misc]
+            values[key] = _decode(value, lambda key=key: secret.add(key))
     return values, secret
 
 

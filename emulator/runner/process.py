@@ -6,6 +6,7 @@ import asyncio
 import os
 import secrets
 import signal
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def base_environment(inherited: Mapping[str, str], home: Home, proxy_port: int) 
         "no_proxy": "127.0.0.1,localhost",
         "REQUESTS_CA_BUNDLE": bundle,
         "SSL_CERT_FILE": bundle,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), inherited.get("PATH", os.defpath)]),
         "PYTHONUNBUFFERED": "1",
         "PYTHONPATH": str(ISOLATED),
         "EMULATOR_HIDDEN_PATH": str(PROJECT),
