@@ -8,11 +8,9 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from infra.cli import REFUSED, WRONG_USE, UserError, parser, result, run, say
+from infra.cli import REFUSED, WRONG_USE, Parser, UserError, result, run, say
 from infra.outputs import PROJECT, StackOutputs
 
 if TYPE_CHECKING:
@@ -23,13 +21,20 @@ TEMPLATE = PROJECT / "Pulumi.dev.yaml"
 
 def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
-    with pulumi_errors():
-        return int(arguments.verb(arguments) or 0)
+    from pulumi.automation.errors import CommandError, InvalidVersionError  # half a second, so after --help
+
+    try:
+        arguments.verb(arguments)
+    except (CommandError, InvalidVersionError) as error:
+        raise UserError(
+            _reason(str(error)), next_command="mend it, and run the same command again; what was done is kept"
+        ) from None
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="python -m infra.environment", description=__doc__)
-    verbs = made.add_subparsers(required=True, metavar="up|down|list", parser_class=_verb_parser)
+    made = Parser(prog="python -m infra.environment", description=__doc__)
+    verbs = made.add_subparsers(required=True, metavar="up|down|list", parser_class=Parser)
     up = verbs.add_parser("up", help="create the stack if it is new, and make Azure hold what the program declares")
     up.set_defaults(verb=bring_up)
     down = verbs.add_parser("down", help="remove endpoints, jobs, computes, the workspace and all else, and check it")
@@ -38,12 +43,11 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--stack", help="the Pulumi stack (default: the selected one)")
         one.add_argument("--yes", action="store_true", help="do not ask")
         one.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
-    verbs.add_parser("list", help="the stacks, and how much each holds").set_defaults(verb=show_list)
+    listing = verbs.add_parser("list", help="the stacks, and how much each holds")
+    listing.set_defaults(verb=show_list)
+    for one in (up, down, listing):
+        one.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
     return made
-
-
-def _verb_parser(**options: Any) -> argparse.ArgumentParser:
-    return parser(options["prog"].removeprefix("python -m "), options.get("description") or "")
 
 
 # --- up -------------------------------------------------------------------------------------------------------------
@@ -202,25 +206,6 @@ def _stack_name(workspace: LocalWorkspace, named: str | None) -> str:
         )
     say(f"stack {selected.name} (the selected one)")
     return selected.name
-
-
-@contextmanager
-def pulumi_errors() -> Iterator[None]:
-    """Turn a failed `pulumi` into its own words: the lines after `error:`."""
-    from subprocess import CalledProcessError
-
-    try:
-        yield
-    except CalledProcessError as error:
-        raise UserError(f"`{' '.join(map(str, error.cmd))}` failed with exit code {error.returncode}") from None
-    except RuntimeError:
-        raise
-    except Exception as error:
-        if type(error).__module__ != "pulumi.automation.errors":  # imported by the verbs, too slow for --help
-            raise
-        raise UserError(
-            _reason(str(error)), next_command="mend it, and run the same command again; what was done is kept"
-        ) from None
 
 
 def _reason(text: str) -> str:

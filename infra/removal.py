@@ -83,9 +83,7 @@ def verify_gone(outputs: StackOutputs) -> list[str]:
     gone.append(f"workspace {outputs.workspace}")
     deleted = f"/subscriptions/{outputs.subscription_id}/providers/Microsoft.KeyVault/deletedVaults"
     if outputs.key_vault in [one["name"] for one in _list(deleted, "2024-11-01")]:
-        say(
-            f"note: the key vault {outputs.key_vault} is soft-deleted for 7 days; it costs nothing, its name stays taken"
-        )
+        say(f"note: the key vault {outputs.key_vault} is soft-deleted for 7 days, free of charge; its name is taken")
     return gone
 
 
