@@ -26,7 +26,9 @@ class EmulatorError(Exception):
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m emulator", description="A local Azure ML. State lies in .local/ or $EMULATOR_HOME.")
+    parser = argparse.ArgumentParser(
+        prog="python -m emulator", description="A local Azure ML. State lies in .local/ or $EMULATOR_HOME."
+    )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     start = verbs.add_parser("start", help="start it in the background")
     start.add_argument("--port", type=int, default=0, help="the proxy's port (default: the last one, or a free one)")
@@ -39,7 +41,9 @@ def main(argv: list[str]) -> int:
     logs = verbs.add_parser("logs", help="the log of a job or deployment, or the emulator's own")
     logs.add_argument("name", nargs="?", help="a job's name, or ENDPOINT/DEPLOYMENT")
     requests = verbs.add_parser("requests", help="the requests that clients made")
-    requests.add_argument("--match", default="", metavar="TEXT", help="only those whose method, host or path holds TEXT")
+    requests.add_argument(
+        "--match", default="", metavar="TEXT", help="only those whose method, host or path holds TEXT"
+    )
     verbs.add_parser("env", help="print the variables that lead clients to it, as shell exports")
     run = verbs.add_parser("run", help="run a command inside: python -m emulator run -- COMMAND …")
     run.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND …")
@@ -71,7 +75,9 @@ def _serve(home: Home, port: int) -> int:
     try:
         asyncio.run(serve(home, port))
     except OSError as error:
-        raise EmulatorError(f"cannot listen on port {port}: {error.strerror}\n  next: python -m emulator start   (takes a free port)") from None
+        raise EmulatorError(
+            f"cannot listen on port {port}: {error.strerror}\n  next: python -m emulator start   (takes a free port)"
+        ) from None
     return 0
 
 
@@ -82,7 +88,7 @@ def _start(home: Home, port: int) -> int:
     begun = time.monotonic()
     record = ensure_started(home, port)
     took = time.monotonic() - begun
-    print(f"the emulator runs (process {record['pid']}, port {record['port']}, state in {home.path}; started in {took:.1f} s)")
+    print(f"the emulator runs after {took:.1f} s (process {record['pid']}, port {record['port']}, state in {home.path})")
     print("  next: python -m emulator run -- COMMAND")
     return 0
 
@@ -104,18 +110,30 @@ def ensure_started(home: Home, port: int = 0) -> dict[str, int]:
         command = [sys.executable, "-m", "emulator", "serve", "--port", str(wanted)]
         with home.log.open("ab") as log:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=home.path, close_fds=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd=home.path,
+                close_fds=True,
             )
         deadline = time.monotonic() + START_PATIENCE
         while time.monotonic() < deadline:
             if record := home.running():
                 return record
             if process.poll() is not None:
-                lines = home.log.read_text().strip().splitlines()
-                raise EmulatorError(lines[-2].removeprefix("error: ") + "\n" + lines[-1] if "next:" in lines[-1] else f"the emulator did not start: {lines[-1]}\n  next: python -m emulator logs")
+                raise EmulatorError(_why_not_started(home))
             time.sleep(0.03)
         process.kill()
     raise EmulatorError(f"the emulator did not start within {START_PATIENCE:.0f} s\n  next: python -m emulator logs")
+
+
+def _why_not_started(home: Home) -> str:
+    lines = home.log.read_text().strip().splitlines() or ["its process ended without a word"]
+    if "next:" in lines[-1]:  # it has said so itself
+        return "\n".join(lines[-2:]).removeprefix("error: ")
+    return f"the emulator did not start: {lines[-1]}\n  next: python -m emulator logs"
 
 
 def _last_port(home: Home) -> int:
@@ -194,7 +212,15 @@ def _reset(home: Home) -> int:
     _kill_leftovers(home)
     for name in ("objects", "work", "pulumi", "pulumi-home", "tls"):
         shutil.rmtree(home.path / name, ignore_errors=True)
-    for name in ("state.sqlite", "state.sqlite-wal", "state.sqlite-shm", "emulator.log", "port", "emulator.json", "start.lock"):
+    for name in (
+        "state.sqlite",
+        "state.sqlite-wal",
+        "state.sqlite-shm",
+        "emulator.log",
+        "port",
+        "emulator.json",
+        "start.lock",
+    ):
         (home.path / name).unlink(missing_ok=True)
     print(f"the emulator's state in {home.path} is gone")
     return 0

@@ -138,7 +138,7 @@ class Blobs:
                 return await self._put_block_list(request, account, container, name)
             case "PUT", "metadata":
                 return self._set_metadata(request, account, container, name)
-            case ("GET" | "HEAD"), ("" | "metadata"):
+            case (("GET" | "HEAD"), ("" | "metadata")):
                 return self._get(request, account, container, name)
             case "DELETE", "":
                 self._found(account, container, name)
@@ -160,7 +160,9 @@ class Blobs:
             return
         if self._entra.check(request.headers.get("authorization", ""), STORAGE_AUDIENCES) is None:
             if "authorization" in request.headers:
-                raise BlobError(401, "InvalidAuthenticationInfo", "The access token is invalid, expired or for another audience.")
+                raise BlobError(
+                    401, "InvalidAuthenticationInfo", "The access token is invalid, expired or for another audience."
+                )
             raise BlobError(401, "NoAuthenticationInformation", "Server failed to authenticate the request.")
 
     def _container(self, request: Request, account: str, container: str) -> Response:
@@ -214,7 +216,9 @@ class Blobs:
             raise BlobError(409, "BlobAlreadyExists", "The specified blob already exists.")
         wanted = request.headers.get("if-match")
         if wanted is not None and (found is None or found[1]["etag"] != wanted):
-            raise BlobError(412, "ConditionNotMet", "The condition specified using HTTP conditional header(s) is not met.")
+            raise BlobError(
+                412, "ConditionNotMet", "The condition specified using HTTP conditional header(s) is not met."
+            )
 
     async def _put(self, request: Request, account: str, container: str, name: str) -> Response:
         kind = request.headers.get("x-ms-blob-type", "")
@@ -292,7 +296,9 @@ class Blobs:
         if wanted and (match := re.fullmatch(r"bytes=(\d+)-(\d*)", wanted)):
             start, end, status = int(match[1]), min(int(match[2] or size - 1), size - 1), 206
             if start >= size:
-                raise BlobError(416, "InvalidRange", "The range specified is invalid for the current size of the resource.")
+                raise BlobError(
+                    416, "InvalidRange", "The range specified is invalid for the current size of the resource."
+                )
             headers["content-range"] = f"bytes {start}-{end}/{size}"
         if status == 200 and "md5" in body:
             headers["content-md5"] = body["md5"]

@@ -22,7 +22,16 @@ from emulator.runner.deployments import DeploymentRunner
 from emulator.runner.jobs import parse_duration
 from emulator.state import State
 
-HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "te", "upgrade", "host", "content-length", "authorization"}
+HOP_BY_HOP = {
+    "connection",
+    "keep-alive",
+    "transfer-encoding",
+    "te",
+    "upgrade",
+    "host",
+    "content-length",
+    "authorization",
+}
 LONGEST = 180.0  # seconds; no request setting of a managed endpoint goes beyond it
 
 
@@ -45,7 +54,9 @@ class Gateway:
             return PlainTextResponse("The key or token is missing or not valid for this endpoint.", 401)
         deployment = self._choose(endpoint, request.headers.get("azureml-model-deployment"))
         if deployment is None:
-            return PlainTextResponse("No valid deployments to route to. Please check that the endpoint has traffic.", 404)
+            return PlainTextResponse(
+                "No valid deployments to route to. Please check that the endpoint has traffic.", 404
+            )
         return await self._forward(request, deployment)
 
     def _may_call(self, endpoint: Body, authorization: str) -> bool:
@@ -97,7 +108,7 @@ class Gateway:
                 async for chunk in answer.aiter_raw():
                     yield chunk
 
-        # A container's error keeps its status, but for 5xx, which managed endpoints answer as 424 with the original beside.
+        # A container's 5xx becomes 424 with the original status beside it; every other status passes.
         status = answer.status_code
         if status >= 500 and not re.match(r"50[34]", str(status)):
             kept["ms-azureml-model-error-statuscode"], status = str(status), 424

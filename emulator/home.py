@@ -84,7 +84,7 @@ class Home:
 
 
 def is_alive(pid: int, started: float) -> bool:
-    """Whether process `pid` runs and is the one that started at `started` (seconds since the epoch), not a later one."""
+    """Whether process `pid` runs and is the one that started at `started` (seconds since the epoch)."""
     import psutil
 
     try:

@@ -48,7 +48,9 @@ class SharedAccess:
     def for_container(self, account: str, container: str) -> str:
         allowed = ContainerSasPermissions(read=True, write=True, delete=True, list=True, add=True, create=True)
         expiry = datetime.now(UTC) + LIFETIME
-        return generate_container_sas(account, container, self.key(account), permission=allowed, expiry=expiry, protocol="https")
+        return generate_container_sas(
+            account, container, self.key(account), permission=allowed, expiry=expiry, protocol="https"
+        )
 
     def for_blob(self, account: str, container: str, name: str) -> str:
         expiry = datetime.now(UTC) + LIFETIME

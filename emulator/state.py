@@ -153,9 +153,7 @@ class State:
     def drop_blob(self, account: str, container: str, name: str) -> Path | None:
         with self.transaction() as db:
             before = self.blob(account, container, name)
-            db.execute(
-                "DELETE FROM blobs WHERE account = ? AND container = ? AND name = ?", (account, container, name)
-            )
+            db.execute("DELETE FROM blobs WHERE account = ? AND container = ? AND name = ?", (account, container, name))
         return before[0] if before else None
 
     def list_blobs(self, account: str, container: str, prefix: str = "") -> list[tuple[str, Path, Body]]:

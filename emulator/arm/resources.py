@@ -42,7 +42,9 @@ class Arm:
     async def handle(self, request: Request) -> Response:
         try:
             if self._entra.check(request.headers.get("authorization", ""), ARM_AUDIENCES) is None:
-                raise ArmError(401, "AuthenticationFailed", "Authentication failed. The access token is missing or invalid.")
+                raise ArmError(
+                    401, "AuthenticationFailed", "Authentication failed. The access token is missing or invalid."
+                )
             response = await self._dispatch(request)
         except ArmError as error:
             response = error_response(error)
@@ -101,11 +103,15 @@ class Arm:
 
     def check_parent(self, rid: ResourceId) -> None:
         """Raise ArmError 404 if the resource group or the parent resource of `rid` does not exist."""
-        group = ResourceId.parse("/".join(rid.scope.split("/")[:5])) if "/resourcegroups/" in rid.scope.lower() else None
+        group = (
+            ResourceId.parse("/".join(rid.scope.split("/")[:5])) if "/resourcegroups/" in rid.scope.lower() else None
+        )
         if group is not None and self.state.get(str(group)) is None:
             raise ArmError(404, "ResourceGroupNotFound", f"Resource group '{group.name}' could not be found.")
         if len(rid.types) > 1 and self.state.get(rid.parent) is None:
-            message = f"Can not perform requested operation on nested resource. Parent resource '{rid.names[-2]}' not found."
+            message = (
+                f"Can not perform requested operation on nested resource. Parent resource '{rid.names[-2]}' not found."
+            )
             raise ArmError(404, "ParentResourceNotFound", message)
 
     async def put(self, request: Request, rid: ResourceId) -> Response:
@@ -158,9 +164,14 @@ class Arm:
         wanted = body["properties"]
         identities = self.state.of_type("Microsoft.ManagedIdentity/userAssignedIdentities")
         is_service = wanted["principalId"] in [found["properties"]["principalId"] for found in identities]
-        if is_service and wanted.get("principalType", "User") != "ServicePrincipal":
-            message = f"The PrincipalId '{wanted['principalId']}' has type 'ServicePrincipal', which is different from specified PrinciaplType '{wanted.get('principalType', 'User')}'."
-            raise ArmError(400, "UnmatchedPrincipalType", message)
+        given = wanted.get("principalType", "User")
+        if is_service and given != "ServicePrincipal":
+            raise ArmError(
+                400,
+                "UnmatchedPrincipalType",
+                f"The PrincipalId '{wanted['principalId']}' has type 'ServicePrincipal', which is different from "
+                f"specified PrinciaplType '{given}'.",  # spelled as Azure spells it
+            )
         same = ("roleDefinitionId", "principalId")
         if before is not None:
             if any(before["properties"][key].lower() != wanted[key].lower() for key in same):
@@ -175,7 +186,9 @@ class Arm:
         if rid.type.lower() not in SOFT_DELETED or self.state.record("soft-deleted", _deleted_key(rid)) is None:
             return
         code = "VaultAlreadyExists" if "vault" in rid.type.lower() else "Conflict"
-        message = f"A soft-deleted resource with the name '{rid.name}' exists. Purge or recover it, or choose another name."
+        message = (
+            f"A soft-deleted resource with the name '{rid.name}' exists. Purge or recover it, or choose another name."
+        )
         raise ArmError(409, code, message)
 
     async def _patch(self, request: Request, rid: ResourceId) -> Response:
@@ -198,7 +211,11 @@ class Arm:
             if hook := self._deleted.get(body["type"].lower()):
                 hook(body)
             rid = ResourceId.parse(body["id"])
-            if rid is not None and rid.type.lower() in SOFT_DELETED and not (purge and body["id"].lower() == resource_id.lower()):
+            if (
+                rid is not None
+                and rid.type.lower() in SOFT_DELETED
+                and not (purge and body["id"].lower() == resource_id.lower())
+            ):
                 deleted = {**body, "deletedAt": datetime.now(UTC).isoformat()}
                 self.state.save_record("soft-deleted", _deleted_key(rid), deleted)
         self.state.delete(resource_id)
@@ -250,7 +267,9 @@ async def json_body(request: Request) -> dict[str, Any]:
     try:
         body = json.loads(await request.body() or b"{}")
     except ValueError:
-        raise ArmError(400, "InvalidRequestContent", "The request content was invalid and could not be deserialized.") from None
+        raise ArmError(
+            400, "InvalidRequestContent", "The request content was invalid and could not be deserialized."
+        ) from None
     if not isinstance(body, dict):
         raise ArmError(400, "InvalidRequestContent", "The request content must be a JSON object.")
     return body

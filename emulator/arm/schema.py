@@ -82,9 +82,7 @@ TYPES = {
             ("location", "sku.name"),
             lambda rid, body: {"loginServer": f"{rid.name.lower()}.azurecr.io"},
         ),
-        ResourceType(
-            "Microsoft.ManagedIdentity/userAssignedIdentities", r"[a-zA-Z0-9][-\w]{2,127}", outputs=_identity
-        ),
+        ResourceType("Microsoft.ManagedIdentity/userAssignedIdentities", r"[a-zA-Z0-9][-\w]{2,127}", outputs=_identity),
         ResourceType("Microsoft.ManagedIdentity/userAssignedIdentities/federatedIdentityCredentials", required=()),
         ResourceType(
             "Microsoft.Authorization/roleAssignments",

@@ -88,8 +88,8 @@ class Assets:
         if before is not None:
             for name in KINDS[kind]:
                 if name in properties and before["properties"].get(name) != properties[name]:
-                    message = f"A resource with this name and version already exists with another {name}: {rid.names[-2]}:{rid.name}."
-                    raise ArmError(409, "Conflict", message)
+                    where = f"{rid.names[-2]}:{rid.name}"
+                    raise ArmError(409, "Conflict", f"{where} already exists with another {name}; a version is immutable.")
         container = ResourceId.parse(rid.parent)
         assert container is not None
         self._make_container(container, {"isAnonymous": True} if properties.get("isAnonymous") else {})

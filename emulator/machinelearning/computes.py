@@ -68,7 +68,9 @@ class Computes:
         scale = inner.get("scaleSettings") or {}
         least, most = scale.get("minNodeCount", 0), scale.get("maxNodeCount")
         if most is None or not 0 <= least <= most:
-            raise ArmError(400, "BadRequest", "scaleSettings.maxNodeCount is required and must not be below minNodeCount.")
+            raise ArmError(
+                400, "BadRequest", "scaleSettings.maxNodeCount is required and must not be below minNodeCount."
+            )
 
     async def delete(self, request: Request, rid: ResourceId) -> Response:
         found = self._state.get(str(rid))

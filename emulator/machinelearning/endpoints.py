@@ -67,7 +67,8 @@ class Endpoints:
             "tags": body.get("tags") or {},
             "kind": body.get("kind") or "Managed",
             "systemData": system_data(before),
-            "identity": (before or {}).get("identity") or self._arm.resolve_identity(body.get("identity") or {"type": "SystemAssigned"}),
+            "identity": (before or {}).get("identity")
+            or self._arm.resolve_identity(body.get("identity") or {"type": "SystemAssigned"}),
             "properties": {
                 "description": None,
                 "properties": {},
@@ -88,12 +89,18 @@ class Endpoints:
 
     def _check_endpoint(self, rid: ResourceId, body: Body, before: Body | None) -> None:
         if not re.fullmatch(NAME, rid.name):
-            raise ArmError(400, "BadArgument", f"The endpoint name '{rid.name}' must be 3-32 letters, digits and '-', a letter first.")
+            raise ArmError(
+                400,
+                "BadArgument",
+                f"The endpoint name '{rid.name}' must be 3-32 letters, digits and '-', a letter first.",
+            )
         if not body.get("location"):
             raise ArmError(400, "LocationRequired", "The location property is required for this definition.")
         for other in self._state.of_type(ENDPOINT):
             if other["name"].lower() == rid.name.lower() and other["id"].lower() != str(rid).lower():
-                raise ArmError(409, "Conflict", f"There is already an endpoint with the name '{rid.name}' in this region.")
+                raise ArmError(
+                    409, "Conflict", f"There is already an endpoint with the name '{rid.name}' in this region."
+                )
         properties = body.get("properties", {})
         if before is not None:
             wanted, has = (body.get("identity") or {}).get("type"), before["identity"]["type"]
@@ -103,7 +110,11 @@ class Endpoints:
                 raise ArmError(400, "BadArgument", "The authentication mode of an endpoint cannot be changed.")
         traffic = properties.get("traffic") or {}
         if sum(traffic.values()) not in (0, 100):
-            raise ArmError(400, "BadArgument", f"The traffic of all deployments must add up to 0 or 100, not {sum(traffic.values())}.")
+            raise ArmError(
+                400,
+                "BadArgument",
+                f"The traffic of all deployments must add up to 0 or 100, not {sum(traffic.values())}.",
+            )
         deployments = [found["name"] for found in self._state.children(str(rid), DEPLOYMENT)]
         for name in {**traffic, **(properties.get("mirrorTraffic") or {})}:
             if name not in deployments:
@@ -193,7 +204,9 @@ class Endpoints:
     def _check_deployment(self, rid: ResourceId, body: Body) -> None:
         properties = body.get("properties", {})
         if not re.fullmatch(NAME, rid.name):
-            raise ArmError(400, "BadArgument", f"The deployment name '{rid.name}' must be 3-32 letters, digits and '-'.")
+            raise ArmError(
+                400, "BadArgument", f"The deployment name '{rid.name}' must be 3-32 letters, digits and '-'."
+            )
         size = str(properties.get("instanceType", ""))
         if size.lower() not in [name.lower() for name in SIZES]:
             raise ArmError(400, "BadArgument", f"The instance type '{size}' is not supported in this region.")
@@ -207,7 +220,9 @@ class Endpoints:
             return Response(status_code=204)
         endpoint = self._state.get(rid.parent)
         if endpoint and endpoint["properties"]["traffic"].get(rid.name):
-            raise ArmError(409, "Conflict", f"The deployment '{rid.name}' has traffic; move it away before deleting it.")
+            raise ArmError(
+                409, "Conflict", f"The deployment '{rid.name}' has traffic; move it away before deleting it."
+            )
         headers = self._operations.start(found["location"], self._runner.remove(str(rid)))
         return Response(status_code=202, headers=headers)
 

@@ -40,8 +40,14 @@ class Jobs:
             Route(history + "/runs/{run}", self.run),
             Route(history + "/rundata", self.rundata, methods=["POST"]),
             Route(history + "/experiments/{experiment}/runs/{run}", self.patch_run, methods=["PATCH"]),
-            Route(history.replace("history", "data", 1) + "/dataversion/batchGetResolvedUris", self.uris, methods=["POST"]),
-            Route(history.replace("history", "modelregistry", 1) + "/models/batchGetResolvedUris", self.paths, methods=["POST"]),
+            Route(
+                history.replace("history", "data", 1) + "/dataversion/batchGetResolvedUris", self.uris, methods=["POST"]
+            ),
+            Route(
+                history.replace("history", "modelregistry", 1) + "/models/batchGetResolvedUris",
+                self.paths,
+                methods=["POST"],
+            ),
         ]
 
     async def put(self, request: Request, rid: ResourceId) -> Response:
@@ -155,7 +161,9 @@ class Jobs:
         files = {}
         for name, _ in self._blobs.list(place.account, place.container, prefix + "user_logs/"):
             token = self._blobs.shared_access.for_blob(place.account, place.container, name)
-            files[name[len(prefix) :]] = f"https://{place.account}.blob.core.windows.net/{place.container}/{name}?{token}"
+            files[name[len(prefix) :]] = (
+                f"https://{place.account}.blob.core.windows.net/{place.container}/{name}?{token}"
+            )
         return files
 
     async def run(self, request: Request) -> Response:

@@ -37,7 +37,9 @@ class Workspaces:
         properties = body.setdefault("properties", {})
         for name in DEPENDENCIES:
             if properties.get(name) and self._state.get(properties[name]) is None:
-                raise ArmError(400, "ValidationError", f"The {name} '{properties[name]}' of the workspace does not exist.")
+                raise ArmError(
+                    400, "ValidationError", f"The {name} '{properties[name]}' of the workspace does not exist."
+                )
         before = self._state.get(str(rid))
         location = str(body.get("location", "")).replace(" ", "").lower()
         workspace_id = before["properties"]["workspaceId"] if before else str(uuid.uuid4())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import socket
@@ -53,10 +54,8 @@ class DeploymentRunner:
                 self._set_state(deployment["id"], "Failed")
 
     async def _resume(self, deployment_id: str) -> None:
-        try:
+        with contextlib.suppress(ArmError):  # `create` has written the state and the log; nobody waits for this one
             await self.create(deployment_id)
-        except ArmError:
-            pass  # `create` has written the state and the log; nobody waits for this one
 
     async def create(self, deployment_id: str) -> None:
         """Bring a deployment up until it is ready. Raises ArmError with the cause after setting it to Failed."""
@@ -116,7 +115,9 @@ class DeploymentRunner:
         definition = environment["properties"] if environment else {}
         if not definition.get("build"):
             raise ArmError(
-                400, "BadArgument", "Only deployments whose environment is a build context with a Dockerfile are emulated."
+                400,
+                "BadArgument",
+                "Only deployments whose environment is a build context with a Dockerfile are emulated.",
             )
         context = locations.resolve(self._state, workspace, definition["build"]["contextUri"])
         self._blobs.copy_tree(context.account, context.container, context.path, folder / "context")
@@ -127,7 +128,9 @@ class DeploymentRunner:
         identity = self._identity(deployment_id)
         env = {
             **base_environment(self._inherited, self._home, self._proxy_port),
-            **{key: self._mapped(image, value) for key, value in image.env.items() if key not in ("PATH", "PYTHONPATH")},
+            **{
+                key: self._mapped(image, value) for key, value in image.env.items() if key not in ("PATH", "PYTHONPATH")
+            },
             **identity_environment(self._state, self._admin_port, identity),
             **model_env,
             **(properties.get("environmentVariables") or {}),
@@ -162,7 +165,9 @@ class DeploymentRunner:
         readiness = (routes.get("readinessRoute") or {}).get("path") or liveness
         scoring = (routes.get("scoringRoute") or {}).get("path") or "/score"
         probe = deployment["properties"]["readinessProbe"]
-        patience = (parse_duration(probe["initialDelay"]) or 0) + probe["failureThreshold"] * (parse_duration(probe["period"]) or 10)
+        patience = (parse_duration(probe["initialDelay"]) or 0) + probe["failureThreshold"] * (
+            parse_duration(probe["period"]) or 10
+        )
         deadline = asyncio.get_running_loop().time() + patience
         for attempt in range(1, MOST_CRASHES + 1):
             server = await self._start(deployment_id, image, env, scoring)

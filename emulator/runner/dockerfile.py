@@ -1,4 +1,4 @@
-"""A Dockerfile without Docker: its COPY, WORKDIR, ENV and CMD honoured in a scratch folder, its RUN skipped and said so.
+"""A Dockerfile without Docker: COPY, WORKDIR, ENV and CMD honoured in a scratch folder, RUN skipped and said so.
 
 Instructions: docs.docker.com/reference/dockerfile. What RUN would install is the host's own environment here.
 """

@@ -210,11 +210,18 @@ class JobRunner:
         return None
 
     def _upload(
-        self, workspace: str, name: str, properties: Body, outputs: dict[str, Path], code: Path, log: Path, log_blob: str
+        self,
+        workspace: str,
+        name: str,
+        properties: Body,
+        outputs: dict[str, Path],
+        code: Path,
+        log: Path,
+        log_blob: str,
     ) -> None:
-        for key, folder in outputs.items():
+        for key, output in outputs.items():
             uri = (properties["outputs"][key] or {}).get("uri") or locations.output_uri(name, key)
-            self._upload_tree(locations.resolve(self._state, workspace, uri), folder)
+            self._upload_tree(locations.resolve(self._state, workspace, uri), output)
         artifacts = locations.of_datastore(
             self._state, workspace, "workspaceartifactstore", f"ExperimentRun/dcid.{name}"
         )

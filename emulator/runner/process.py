@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 import signal
@@ -92,10 +93,8 @@ class ManagedProcess:
     async def stop(self, grace: float = GRACE) -> None:
         """SIGTERM to the whole tree, SIGKILL to what is left after `grace` seconds."""
         _signal_group(self._process.pid, signal.SIGTERM)
-        try:
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._process.wait(), grace)
-        except TimeoutError:
-            pass
         self._finish()
         await self._process.wait()
 
@@ -105,10 +104,8 @@ class ManagedProcess:
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):  # the group is gone, which is what a signal would be for
         os.killpg(pid, number)
-    except ProcessLookupError:
-        pass  # the group is gone, which is what a signal would be for
 
 
 def kill_leftovers(state: State) -> int:
