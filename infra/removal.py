@@ -6,6 +6,7 @@ workspace is only soft-deleted, and keeps its name for 14 days, unless it is pur
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -29,12 +30,13 @@ def empty_workspace(outputs: StackOutputs) -> None:
     from infra.client import ml_client
 
     client = ml_client(outputs)
-    _cancel_jobs(client)
-    _delete_stray_computes(client, keep=outputs.compute)
-    say(f"purging the workspace {outputs.workspace}")
-    client.workspaces.begin_delete(
-        outputs.workspace, delete_dependent_resources=False, permanently_delete=True
-    ).result()
+    with contextlib.redirect_stdout(sys.stderr):  # azure-ai-ml prints its progress where our result goes
+        _cancel_jobs(client)
+        _delete_stray_computes(client, keep=outputs.compute)
+        say(f"purging the workspace {outputs.workspace}")
+        client.workspaces.begin_delete(
+            outputs.workspace, delete_dependent_resources=False, permanently_delete=True
+        ).result()
 
 
 def _delete_endpoints(outputs: StackOutputs) -> None:

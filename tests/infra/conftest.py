@@ -71,9 +71,7 @@ def arm(monkeypatch: pytest.MonkeyPatch) -> FakeArm:
 
 
 @pytest.fixture
-def pulumi(
-    arm: FakeArm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Cli:
+def pulumi(arm: FakeArm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
     """The repository's program, with a stack `test` that is new."""
     project = tmp_path / "project"
     project.mkdir()

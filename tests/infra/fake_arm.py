@@ -46,7 +46,7 @@ class FakeArm:
                 if part in path:
                     return _answer(status, {"error": {"code": code, "message": message}})
         if method == "PUT":
-            self.resources[path] = {**body, **_read_only(path, body), "id": path, "name": path.rsplit("/", 1)[-1]}
+            self.resources[path] = {**body, **self._read_only(path, body), "id": path, "name": path.rsplit("/", 1)[-1]}
         if method == "DELETE":
             gone = [one for one in self.resources if one == path or one.startswith(path + "/")]
             for one in gone:
@@ -55,25 +55,27 @@ class FakeArm:
         found = self.resources.get(path)
         return _answer(200, found) if found else _answer(404, {"error": {"code": "NotFound", "message": path}})
 
-    def only(self, part: str) -> dict[str, Any]:
-        """The one resource with `part` in its path."""
-        (found,) = [one for path, one in self.resources.items() if part in path]
+    def _read_only(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """What ARM adds by itself; ids stay as they are when a resource is updated."""
+        properties = {**body.get("properties", {}), "provisioningState": "Succeeded"}
+        if "/userAssignedIdentities/" in path:
+            held = self.resources.get(path, {}).get("properties", {})
+            new = {"tenantId": TENANT, "clientId": str(uuid.uuid4()), "principalId": str(uuid.uuid4())}
+            properties |= {**new, **held}
+        identity = body.get("identity", {})
+        if "userAssignedIdentities" in identity:
+            assert isinstance(identity["userAssignedIdentities"], dict), "ARM takes a map of identities"
+            filled = {one: {"clientId": "c", "principalId": "p"} for one in identity["userAssignedIdentities"]}
+            return {"properties": properties, "identity": {**identity, "userAssignedIdentities": filled}}
+        return {"properties": properties}
+
+    def only(self, kind: str) -> dict[str, Any]:
+        """The one resource of a kind, `storageAccounts` or `Microsoft.KeyVault/vaults`."""
+        (found,) = [one for path, one in self.resources.items() if path.rsplit("/", 1)[0].endswith(f"/{kind}")]
         return found
 
     def changes(self, method: str) -> list[str]:
         return [path for name, path in self.requests if name == method]
-
-
-def _read_only(path: str, body: dict[str, Any]) -> dict[str, Any]:
-    properties = {**body.get("properties", {}), "provisioningState": "Succeeded"}
-    if "/userAssignedIdentities/" in path:
-        properties |= {"tenantId": TENANT, "clientId": str(uuid.uuid4()), "principalId": str(uuid.uuid4())}
-    identity = body.get("identity", {})
-    if "userAssignedIdentities" in identity:
-        assert isinstance(identity["userAssignedIdentities"], dict), "ARM takes a map of identities"
-        filled = {one: {"clientId": "c", "principalId": "p"} for one in identity["userAssignedIdentities"]}
-        return {"properties": properties, "identity": {**identity, "userAssignedIdentities": filled}}
-    return {"properties": properties}
 
 
 def _answer(status: int, values: Any) -> requests.Response:
