@@ -142,7 +142,9 @@ def main(argv: list[str]) -> int:
     parser = cli.parser("training.evaluate", "Measure a model on held-out conversations and compare it with its base.")
     parser.add_argument("--model", required=True, metavar="DIR")
     parser.add_argument("--eval", type=Path, required=True, metavar="FILE", help="held-out conversations (.jsonl)")
-    parser.add_argument("--baseline", metavar="DIR", help="the model it was trained from; without it nothing is approved")
+    parser.add_argument(
+        "--baseline", metavar="DIR", help="the model it was trained from; without it nothing is approved"
+    )
     parser.add_argument("--min-gain", type=float, default=DEFAULT_MIN_GAIN, metavar="NATS", help="default: %(default)s")
     args = parser.parse_args(argv)
     after = measure(args.model, args.eval)

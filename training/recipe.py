@@ -135,7 +135,9 @@ def names() -> list[str]:
 
 def add_recipe_options(parser: Any) -> None:
     """`--recipe` and `--set`, as every verb that takes a recipe has them."""
-    parser.add_argument("--recipe", required=True, metavar="NAME_OR_FILE", help=f"one of {', '.join(names())}; or a file")
+    parser.add_argument(
+        "--recipe", required=True, metavar="NAME_OR_FILE", help=f"one of {', '.join(names())}; or a file"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one value; repeatable")
 
 
@@ -207,7 +209,7 @@ def _parse(name: str, sections: Mapping[str, Mapping[str, Any]], *, source: str)
             if key not in known[section]:
                 raise _unknown(key, f"the section `{section}` of {source}", known[section])
     ours = {field.name for field in dataclasses.fields(JobChoice)}
-    training = {key: _number(value) for key, value in sections["training"].items()}
+    training = {key: _meant(key, value) for key, value in sections["training"].items()}
     return Recipe(
         name=name,
         model=_section(ModelChoice, sections["model"], source),
@@ -217,10 +219,12 @@ def _parse(name: str, sections: Mapping[str, Mapping[str, Any]], *, source: str)
     )
 
 
-def _number(value: Any) -> Any:
-    """YAML reads `1e-3` (without a point) as text; no text in SFTConfig looks like a number, so it is meant as one."""
+def _meant(key: str, value: Any) -> Any:
+    """Two traps of YAML: `1e-3` (without a point) is read as text, and the `no` of save_strategy as False."""
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
         return float(value)
+    if key.endswith("_strategy") and value is False:
+        return "no"
     return value
 
 
