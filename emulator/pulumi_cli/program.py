@@ -75,9 +75,18 @@ def _run_program(project: Project) -> None:
     finally:
         os.chdir(was)
         sys.path[:] = path
+        _cancel_rest(loop)
         loop.run_until_complete(loop.shutdown_default_executor())
         loop.close()
         asyncio.set_event_loop(None)
+
+
+def _cancel_rest(loop: asyncio.AbstractEventLoop) -> None:
+    """End what a failed program leaves waiting; collected later, its coroutines would run at any odd moment."""
+    rest = asyncio.all_tasks(loop)
+    for task in rest:
+        task.cancel()
+    loop.run_until_complete(asyncio.gather(*rest, return_exceptions=True))
 
 
 def _execute(project: Project) -> None:

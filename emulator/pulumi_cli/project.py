@@ -96,7 +96,7 @@ class Project:
 
     def _check(self, key: str, value: Any, stack: str) -> None:
         namespace, _, name = key.partition(":")
-        if namespace != self.name:
+        if namespace != self.name or not self.schema:
             return
         declared = self.schema.get(name, self.schema.get(key))
         if declared is None:
