@@ -20,7 +20,9 @@ def ml_client(outputs: StackOutputs) -> MLClient:
     from azure.ai.ml import MLClient
     from azure.identity import DefaultAzureCredential
 
-    logging.getLogger("azure").setLevel(logging.ERROR)  # else every experimental class prints a warning
+    # Else every experimental class prints a warning. azure.ai.ml sets its own logger to INFO when it is imported.
+    for name in ("azure", "azure.ai.ml"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     return MLClient(
         DefaultAzureCredential(),
         outputs.subscription_id,
