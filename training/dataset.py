@@ -95,7 +95,7 @@ def conversations(rows: Iterable[Row]) -> Iterator[Conversation]:
 
 
 def rows_of_file(path: Path) -> Iterator[Row]:
-    """The rows of a .jsonl or .parquet file. Raises UserError for a file that cannot be read or a line that is no JSON."""
+    """The rows of a .jsonl or .parquet file. Raises UserError if it cannot be read or is no JSON."""
     if path.suffix == ".parquet":
         yield from _parquet_rows(path)
         return
@@ -185,8 +185,8 @@ def _row_count(share: str, total: int) -> int:
 
 
 def _from_hub(name: str, share: str | None) -> Split:
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
+    from datasets import load_dataset  # type: ignore[import-untyped]  # ships no type information
+    from datasets.exceptions import DatasetNotFoundError  # type: ignore[import-untyped]
 
     train_name, eval_name = SHIPPED_SPLITS.get(name, ("train", None))
     cut = "" if share is None else f"[:{share}]"

@@ -45,7 +45,7 @@ class Verdict:
 
 
 def encode_all(tokenizer: Any, conversations: Sequence[Sequence[Message]], max_length: int | None) -> list[Encoded]:
-    """Ids and labels of each conversation, cut at `max_length`; those left without an assistant's token are left out."""
+    """Ids and labels of each conversation, cut at `max_length`; without those that have no assistant's token."""
     rows = []
     for conversation in conversations:
         ids, labels = encode_conversation(tokenizer, conversation)
@@ -55,10 +55,10 @@ def encode_all(tokenizer: Any, conversations: Sequence[Sequence[Message]], max_l
 
 
 def likelihood(model: PreTrainedModel, rows: Sequence[Encoded]) -> Likelihood:
-    """The token-weighted likelihood of the assistant's tokens; independent of order and batches. Leaves `model` in eval."""
+    """The token-weighted likelihood of what the assistant says, whatever the batches. Leaves `model` in eval mode."""
     import torch
 
-    model.eval()
+    model.train(False)
     total, count = 0.0, 0
     for batch in _batches(rows):
         ids, labels, mask = _padded(batch)

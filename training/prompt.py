@@ -6,8 +6,8 @@ that follows them, so the template's line breaks never become tokens.)
 
 Why not `apply_chat_template`: it joins the texts and the control tokens into one string and tokenises that, so a user
 who types `<|end|>` ends their own message and can start another role's. Here the control tokens are put in by id and
-each text is tokenised alone with `split_special_tokens=True`, which makes whatever it says plain text. For texts without
-control tokens both give the same ids.
+each text is tokenised alone with `split_special_tokens=True`, which makes whatever it says plain text. For texts
+without control tokens both give the same ids.
 
 This file imports nothing of the project: it travels alone into job snapshots and container images.
 """
@@ -36,7 +36,7 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str, *, add_special_tokens: bool, split_special_tokens: bool) -> list[int]: ...
 
-    def convert_tokens_to_ids(self, tokens: str) -> int: ...
+    def convert_tokens_to_ids(self, tokens: str) -> int | list[int]: ...
 
 
 def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
@@ -95,11 +95,12 @@ def _control_ids(tokenizer: Tokenizer) -> dict[str, int]:
     """The ids of the role tags (by role), of `<|end|>` and of `<|endoftext|>`."""
     tokens = {**{role: f"<|{role}|>" for role in ROLES}, END: END, END_OF_TEXT: END_OF_TEXT}
     ids = {}
+    unknown = tokenizer.convert_tokens_to_ids("<unk>")  # the answer for a token that does not exist (or None)
     for name, token in tokens.items():
-        ids[name] = tokenizer.convert_tokens_to_ids(token)
-        # an unknown token is answered with the id of <unk> (or None)
-        if ids[name] is None or ids[name] == tokenizer.convert_tokens_to_ids("<unk>"):
+        token_id = tokenizer.convert_tokens_to_ids(token)
+        if not isinstance(token_id, int) or token_id == unknown:
             raise ValueError(f"the tokenizer lacks Phi-3's control token {token}: it is not a Phi-3 tokenizer")
+        ids[name] = token_id
     return ids
 
 

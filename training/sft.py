@@ -166,7 +166,7 @@ def _encoded(job: Job, tokenizer: Any) -> tuple[list[Encoded], list[Encoded]]:
 def _fit(job: Job, model: PreTrainedModel, tokenizer: Any, rows: list[Encoded]) -> dict[str, Any]:
     """Train `model` in place; returns steps, tokens and speed. The trainer writes nothing but checkpoints."""
     from transformers.trainer_callback import PrinterCallback
-    from trl import SFTTrainer
+    from trl.trainer.sft_trainer import SFTTrainer
 
     dataset = _dataset(rows)
     trainer = SFTTrainer(model=model, args=_config(job), train_dataset=dataset, processing_class=tokenizer)
@@ -196,7 +196,7 @@ def _fit(job: Job, model: PreTrainedModel, tokenizer: Any, rows: list[Encoded]) 
 
 
 def _dataset(rows: list[Encoded]) -> Any:
-    from datasets import Dataset, disable_progress_bars
+    from datasets import Dataset, disable_progress_bars  # type: ignore[import-untyped]  # no type information
 
     disable_progress_bars()
     return Dataset.from_dict({"input_ids": [ids for ids, _ in rows], "labels": [labels for _, labels in rows]})
@@ -205,7 +205,7 @@ def _dataset(rows: list[Encoded]) -> Any:
 def _config(job: Job) -> Any:
     """TRL's own configuration. Raises UserError, exit code 2, for a value that it refuses."""
     import torch
-    from trl import SFTConfig
+    from trl.trainer.sft_config import SFTConfig
 
     ours = {
         "output_dir": str(job.output / CHECKPOINTS),
@@ -240,7 +240,7 @@ def _say_plan(job: Job, trainer: Any, rows: list[Encoded]) -> int:
 
 
 def _progress() -> TrainerCallback:
-    """A callback that prints a line of loss, tokens/s and time left at each log, and stops at a loss that is no number."""
+    """A callback that prints loss, tokens/s and time left at each log, and stops at a loss that is no number."""
     from transformers import TrainerCallback
 
     class Progress(TrainerCallback):
@@ -293,7 +293,7 @@ def _set_generation(model: PreTrainedModel, tokenizer: Any) -> None:
     from transformers import GenerationConfig
 
     model.config.use_cache = True  # the trainer may have switched it off
-    model.generation_config = GenerationConfig(
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=stop_ids(tokenizer),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from infra import cli
 from infra.cli import WRONG_USE, UserError
+from training.prompt import stop_ids
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -79,7 +80,7 @@ def make_tokenizer(corpus_texts: Sequence[str], vocabulary: int = VOCABULARY) ->
             for token in CONTROL_TOKENS
         ]
     )
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=backend,
         unk_token="<unk>",
         bos_token="<s>",
@@ -124,7 +125,7 @@ def _save_random_model(folder: Path, tokenizer: PreTrainedTokenizerFast, seed: i
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
-    ids = tokenizer.convert_tokens_to_ids
+    bos, pad = tokenizer.bos_token_id, tokenizer.pad_token_id
     # the shape of Phi-3-mini in small; without its sliding window, which would need a dense mask from 2,047 tokens on
     config = Phi3Config(
         vocab_size=len(tokenizer),
@@ -135,19 +136,19 @@ def _save_random_model(folder: Path, tokenizer: PreTrainedTokenizerFast, seed: i
         num_key_value_heads=4,
         max_position_embeddings=4096,
         sliding_window=None,
-        bos_token_id=ids("<s>"),
-        eos_token_id=ids("<|endoftext|>"),
-        pad_token_id=ids("<|endoftext|>"),
+        bos_token_id=bos,
+        eos_token_id=pad,
+        pad_token_id=pad,
         dtype="float32",
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Phi3ForCausalLM(config)
-    model.generation_config = GenerationConfig(
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False,
-        bos_token_id=ids("<s>"),
-        eos_token_id=[ids("<|end|>"), ids("<|endoftext|>")],
-        pad_token_id=ids("<|endoftext|>"),
+        bos_token_id=bos,
+        eos_token_id=stop_ids(tokenizer),
+        pad_token_id=pad,
     )
     model.save_pretrained(folder)
     return int(model.num_parameters())
@@ -167,7 +168,7 @@ def corpus_from(files: Iterable[Path]) -> list[str]:
         except FileNotFoundError:
             raise UserError(
                 f"the corpus {file} does not exist: a vocabulary is learned from the training data",
-                next_command=f"python -m training.dataset --source training/data/first-questions.jsonl --out {file.parent}",
+                next_command=f"python -m training.dataset --source NAME_OR_FILE --out {file.parent}",
                 code=WRONG_USE,
             ) from None
         except OSError as error:
