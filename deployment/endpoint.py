@@ -7,9 +7,10 @@ chat asks goes through here.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from infra.cli import UserError
 from infra.outputs import StackOutputs
 
 if TYPE_CHECKING:
+    from azure.ai.ml import MLClient
     from azure.core.credentials import TokenCredential
 
 BASE = "phi"
@@ -99,8 +101,31 @@ def _token(credential: TokenCredential, scope: str) -> str:
         return credential.get_token(scope).token
     except ClientAuthenticationError as error:
         raise UserError(
-            f"no token for {scope.removesuffix('/.default')}: {_first_line(error)}", next_command="az login"
+            f"no token for {scope.removesuffix('/.default')}: {first_line(error)}", next_command="az login"
         ) from error
+
+
+def workspace_client(outputs: StackOutputs) -> MLClient:
+    """An MLClient that keeps quiet: no notes on experimental classes and read-only attributes.
+
+    azure-ai-ml sets the level of its loggers when it is imported, so this has to come after that.
+    """
+    import logging
+
+    import azure.ai.ml  # noqa: F401
+
+    from infra.client import ml_client
+
+    for name in ("azure.ai.ml", "msrest"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return ml_client(outputs)
+
+
+@contextmanager
+def without_dots() -> Iterator[None]:
+    """Swallows what azure-ai-ml prints on stdout, a dot for every poll: stdout is the result's."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 @contextmanager
@@ -111,9 +136,10 @@ def explained(doing: str, *, next_command: str | None = None) -> Iterator[None]:
     try:
         yield
     except AzureError as error:
-        raise UserError(f"{doing} failed: {_first_line(error)}", next_command=next_command) from error
+        raise UserError(f"{doing} failed: {first_line(error)}", next_command=next_command) from error
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error of Azure says, without the log and the codes that follow it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

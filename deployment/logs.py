@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deployment.endpoint import endpoint_name, explained
+from deployment.endpoint import endpoint_name, explained, workspace_client
 from infra import cli
 from infra.outputs import add_stack_options, load_outputs
 
@@ -19,14 +19,13 @@ def main(argv: list[str]) -> int:
     outputs = load_outputs(stack=given.stack, file=given.outputs)
 
     from deployment.status import status
-    from infra.client import ml_client
 
     seen = status(outputs)
     name = given.deployment or seen["deployment"] or next(iter(seen["deployments"]), None)
     if name is None:
         raise cli.UserError("the endpoint has no deployment", next_command=f"make deploy STACK={outputs.stack}")
     with explained(f"reading the log of {name}"):
-        text = ml_client(outputs).online_deployments.get_logs(
+        text = workspace_client(outputs).online_deployments.get_logs(
             name, endpoint_name(outputs), given.lines, container_type=given.container
         )
     if given.json:

@@ -6,7 +6,6 @@ goes on. When a new deployment fails, its log is shown, it is removed, and the e
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import tempfile
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deployment import smoke
-from deployment.endpoint import TAGS, connect, endpoint_name, explained
+from deployment.endpoint import TAGS, connect, endpoint_name, explained, first_line, without_dots, workspace_client
 from deployment.model_choice import ModelVersion, choose, registered
 from deployment.plan import (
     Create,
@@ -189,8 +188,8 @@ class Rollout:
             state = str(self.ml.online_deployments.get(name, self.endpoint).provisioning_state).lower()
         except HttpResponseError as error:
             if not any(one.name == name for one in self.observe().deployments):
-                raise UserError(f"Azure refused the deployment {name}: {error.message}") from error
-            raise NewDeploymentFailed(f"the deployment {name} did not come up: {error.message}") from error
+                raise UserError(f"Azure refused the deployment {name}: {first_line(error)}") from error
+            raise NewDeploymentFailed(f"the deployment {name} did not come up: {first_line(error)}") from error
         if state == "failed":
             raise NewDeploymentFailed(f"the deployment {name} did not come up: its state is {state}")
 
@@ -245,7 +244,7 @@ class Rollout:
             try:
                 text = self.ml.online_deployments.get_logs(name, self.endpoint, LOG_LINES, container_type=container)
             except AzureError as error:
-                text = f"(no log: {str(error).splitlines()[0]})"
+                text = f"(no log: {first_line(error)})"
             say(f"--- {name}, {container}, last {LOG_LINES} lines\n{text.rstrip()}\n---")
 
 
@@ -271,11 +270,10 @@ def main(argv: list[str]) -> int:
     given = _options().parse_args(argv)
     outputs = load_outputs(stack=given.stack, file=given.outputs)
     from deployment import image
-    from infra.client import ml_client
 
     began = time.monotonic()
-    with contextlib.redirect_stdout(sys.stderr):  # azure-ai-ml prints a dot for every poll
-        ml = ml_client(outputs)
+    with without_dots():
+        ml = workspace_client(outputs)
         with explained("listing the models"):
             model = choose(registered(ml, given.model), given.model, stack=outputs.stack)
         goal = Goal(str(model), f"{image.NAME}:{image.context_version()}", given.instance_type)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from deployment.endpoint import endpoint_name, explained
+from deployment.endpoint import endpoint_name, explained, workspace_client
 from infra import cli
 from infra.cli import UserError
 from infra.outputs import StackOutputs, add_stack_options, load_outputs
@@ -19,10 +19,9 @@ def status(outputs: StackOutputs) -> dict[str, Any]:
     from azure.core.exceptions import ResourceNotFoundError
 
     from deployment.rollout import asset_name
-    from infra.client import ml_client
 
     name = endpoint_name(outputs)
-    ml = ml_client(outputs)
+    ml = workspace_client(outputs)
     with explained("looking at the endpoint"):
         try:
             endpoint, found = ml.online_endpoints.get(name), list(ml.online_deployments.list(name))

@@ -11,7 +11,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from deployment.endpoint import TAGS, explained
+from deployment.endpoint import TAGS, explained, without_dots, workspace_client
 from infra import cli
 from infra.cli import WRONG_USE, UserError, say
 from infra.outputs import StackOutputs, add_stack_options, load_outputs
@@ -57,9 +57,7 @@ def delete(ml: MLClient, names: list[str]) -> None:
 
 def teardown(outputs: StackOutputs) -> list[str]:
     """Delete all of our endpoints in the stack's workspace; the names of those that are gone now."""
-    from infra.client import ml_client
-
-    ml = ml_client(outputs)
+    ml = workspace_client(outputs)
     with explained("listing the endpoints"):
         names = our_endpoints(ml)
     delete(ml, names)
@@ -75,11 +73,9 @@ def main(argv: list[str]) -> int:
     outputs = load_outputs(stack=given.stack, file=given.outputs)
     if not (given.yes or given.dry_run or _agreed(outputs)):
         raise UserError("nothing was deleted: --yes is missing", code=WRONG_USE)
-    with contextlib.redirect_stdout(sys.stderr):  # azure-ai-ml prints a dot for every poll
+    with without_dots():
         if given.dry_run:
-            from infra.client import ml_client
-
-            values = {"deleted": [], "would_delete": our_endpoints(ml_client(outputs)), "state": "planned"}
+            values = {"deleted": [], "would_delete": our_endpoints(workspace_client(outputs)), "state": "planned"}
         else:
             gone = teardown(outputs)
             say(f"gone, verified: {', '.join(gone)}" if gone else "no endpoint is there: nothing to delete")

@@ -102,7 +102,8 @@ def once(chat: Chat, question: str, *, as_json: bool) -> None:
 
 
 def _show(piece: str) -> None:
-    print(piece, end="", flush=True)
+    """Print a piece without control characters: an answer must not be able to steer a terminal."""
+    print("".join(letter for letter in piece if letter.isprintable() or letter in "\n\t"), end="", flush=True)
 
 
 def _nothing(piece: str) -> None:

@@ -73,7 +73,7 @@ def main(argv: list[str]) -> int:
         serving.engine.close()
     if failed:
         raise cli.UserError(failed[0])
-    return 0 if server.started else cli.FAILED
+    return 0 if serving.engine is not None else cli.FAILED
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+
+
 @dataclass(frozen=True)
 class Defaults:
     """What holds for a request that does not say otherwise; a temperature of 0 is greedy."""
@@ -49,7 +52,7 @@ def find_model(given: Path | None, environ: Mapping[str, str] = os.environ) -> P
     files may lie one or more levels down; of several the one nearest to the top counts.
 
     Raises:
-        UserError: nothing is given, or there is no `config.json`.
+        UserError: nothing is given, or there is no `config.json`, or no weights beside it.
     """
     root = given or (Path(mounted) if (mounted := environ.get("AZUREML_MODEL_DIR")) else None)
     if root is None:
@@ -65,7 +68,10 @@ def find_model(given: Path | None, environ: Mapping[str, str] = os.environ) -> P
             f"there is no model in {root}: no config.json" + ("" if given else " in it or below it"),
             next_command="give the folder that training wrote (config.json, model.safetensors, tokenizer.json)",
         )
-    return found[0].parent
+    folder = found[0].parent
+    if not any(any(folder.glob(pattern)) for pattern in WEIGHTS):
+        raise UserError(f"the model in {folder} has no weights: there is neither {' nor '.join(WEIGHTS)}")
+    return folder
 
 
 def cpu_quota() -> int:
@@ -96,6 +102,7 @@ def load(folder: Path, *, dtype: str = "auto", threads: int | None = None) -> Lo
         UserError: the files are not a causal language model with a Phi-3 tokenizer.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if threads or not os.environ.get("OMP_NUM_THREADS"):
@@ -105,7 +112,7 @@ def load(folder: Path, *, dtype: str = "auto", threads: int | None = None) -> Lo
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=kind, local_files_only=True)
         encoder, decoder = (cast(Any, AutoTokenizer).from_pretrained(folder, local_files_only=True) for _ in range(2))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"the model in {folder} cannot be loaded: {error}") from None
     cast(Any, model).to(device).eval()
     return LoadedModel(

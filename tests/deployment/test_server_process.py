@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,8 @@ import httpx
 import pytest
 
 from deployment.image import stage_context
+from deployment.server.model import load
+from infra.cli import UserError
 from tests.deployment.conftest import free_port
 
 
@@ -94,16 +97,21 @@ def test_a_folder_without_a_model_is_one_clear_sentence(tmp_path: Path) -> None:
     assert "no config.json" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_model_that_cannot_be_loaded_ends_the_server(tmp_path: Path) -> None:
+def test_a_model_without_weights_is_named_at_once(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "phi3"}')
     done = run_server("--model", str(tmp_path), "--port", str(free_port()))
     assert done.returncode == 1
-    assert "cannot be loaded" in done.stderr and "Traceback" not in done.stderr
+    assert "no weights" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_damaged_weights_are_a_clear_error(tmp_path: Path, model_folder: Path) -> None:
+    shutil.copytree(model_folder, tmp_path / "damaged")
+    (tmp_path / "damaged" / "model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load(tmp_path / "damaged", threads=1)
 
 
 def test_a_port_in_use_is_named(model_folder: Path) -> None:
-    import socket
-
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
