@@ -44,10 +44,13 @@ demo: $(READY)  ## the whole loop on this machine: infrastructure, data, train, 
 up: stack  ## create or update the stack's resources
 	$(RUN) -m infra.environment up --stack $(STACK) $(if $(filter local,$(STACK)),--yes)
 
-data: $(DATA)/card.json  ## prepare the recipe's data set
+data: $(DATA)/card.json $(if $(filter local,$(RECIPE)),$(DATA)/base-model/config.json)  ## prepare the recipe's data
 
 $(DATA)/card.json: | $(READY)
 	$(PY) -m training.dataset --recipe $(RECIPE) --out $(DATA)
+
+$(DATA)/base-model/config.json: $(DATA)/card.json
+	$(PY) -m training.small_model --out $(DATA)/base-model --corpus $(DATA)/train.jsonl
 
 train: stack data  ## fine-tune on the stack's cluster and register the model
 	$(RUN) -m training.submit --recipe $(RECIPE) --data $(DATA) --stack $(STACK)

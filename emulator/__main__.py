@@ -88,7 +88,7 @@ def _start(home: Home, port: int) -> int:
     begun = time.monotonic()
     record = ensure_started(home, port)
     took = time.monotonic() - begun
-    print(f"the emulator runs after {took:.1f} s (process {record['pid']}, port {record['port']}, state in {home.path})")
+    print(f"the emulator runs after {took:.1f} s: process {record['pid']}, port {record['port']}, state in {home.path}")
     print("  next: python -m emulator run -- COMMAND")
     return 0
 
@@ -116,6 +116,7 @@ def ensure_started(home: Home, port: int = 0) -> dict[str, int]:
                 stderr=log,
                 start_new_session=True,
                 cwd=home.path,
+                env={**os.environ, "EMULATOR_HOME": str(home.path)},
                 close_fds=True,
             )
         deadline = time.monotonic() + START_PATIENCE

@@ -89,7 +89,7 @@ class Assets:
             for name in KINDS[kind]:
                 if name in properties and before["properties"].get(name) != properties[name]:
                     where = f"{rid.names[-2]}:{rid.name}"
-                    raise ArmError(409, "Conflict", f"{where} already exists with another {name}; a version is immutable.")
+                    raise ArmError(409, "Conflict", f"{where} has another {name}; a version is immutable.")
         container = ResourceId.parse(rid.parent)
         assert container is not None
         self._make_container(container, {"isAnonymous": True} if properties.get("isAnonymous") else {})

@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import shutil
+import traceback
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,7 +41,14 @@ class JobRunner:
                 self._fail(job["id"], "JobNodeLost", "The node that ran the job is gone: the service was restarted.")
 
     def start(self, job_id: str) -> None:
-        self._tasks[job_id.lower()] = asyncio.create_task(self._run(job_id))
+        task = self._tasks[job_id.lower()] = asyncio.create_task(self._run(job_id))
+        task.add_done_callback(lambda done: self._ended(job_id, done))
+
+    def _ended(self, job_id: str, task: asyncio.Task[None]) -> None:
+        """A fault of the emulator's own must not leave a job running for ever: mark it, and let the log show why."""
+        if not task.cancelled() and (fault := task.exception()) is not None:
+            self._fail(job_id, "ServiceError", f"The emulator failed to run the job: {fault!r}")
+            traceback.print_exception(fault)
 
     async def cancel(self, job_id: str) -> None:
         if self._status(job_id) in TERMINAL:

@@ -77,8 +77,9 @@ class ManagedProcess:
                 stderr=output,
                 start_new_session=True,
             )
-        started = psutil.Process(process.pid).create_time() if process.returncode is None else 0.0
-        state.save_record("process", str(process.pid), {"started": started})
+        with contextlib.suppress(psutil.NoSuchProcess):  # it may have ended already
+            started = psutil.Process(process.pid).create_time()
+            state.save_record("process", str(process.pid), {"started": started})
         return cls(state, process)
 
     @property
