@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 
 from infra import cli
 from infra.cli import WRONG_USE, UserError
+from training import recipe
 
 Conversation: TypeAlias = list[dict[str, str]]
 
@@ -263,11 +264,17 @@ def read_conversations(path: Path) -> list[Conversation]:
 
 def main(argv: list[str]) -> int:
     parser = cli.parser("training.dataset", "Check conversations and split them into train.jsonl and eval.jsonl.")
-    parser.add_argument("--source", required=True, metavar="NAME_OR_FILE", help=".jsonl, .parquet, or owner/name")
+    chosen = parser.add_mutually_exclusive_group(required=True)
+    chosen.add_argument("--source", metavar="NAME_OR_FILE", help=".jsonl, .parquet, or owner/name")
+    chosen.add_argument("--recipe", metavar="NAME_OR_FILE", help="the source and the split that a recipe names")
     parser.add_argument("--out", type=Path, default=Path("data"), metavar="DIR", help="default: %(default)s")
     parser.add_argument("--split", metavar="SHARE", help="only this much of the source: 1%% or 500 (rows)")
     args = parser.parse_args(argv)
-    card = write(load_split(args.source, args.split), args.source, args.out)
+    source, split = args.source, args.split
+    if args.recipe is not None:
+        named = recipe.load(args.recipe).data
+        source, split = named.source, split or named.split
+    card = write(load_split(source, split), source, args.out)
     cli.result({"data": str(args.out), **card}, as_json=args.json)
     return 0
 

@@ -70,6 +70,7 @@ class JobChoice:
     """Our keys of section `training`: where the job runs, and when its model is good enough.
 
     `gate_min_gain` is in nats: by how much the loss on the held-out file must fall for the model to be approved.
+    `cpu_threads`: of torch, in each process; 0 leaves the number to torch.
     """
 
     gate_min_gain: float
@@ -78,6 +79,7 @@ class JobChoice:
     process_count_per_instance: int = 1
     shm_size: str = "2g"
     timeout_minutes: int = 360
+    cpu_threads: int = 0
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import os
 import platform
 import shutil
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,6 +141,8 @@ def _load(job: Job) -> tuple[PreTrainedModel, Any]:
     import torch
     from transformers import set_seed
 
+    if job.recipe.job.cpu_threads > 0:
+        torch.set_num_threads(job.recipe.job.cpu_threads)
     set_seed(int(job.recipe.sft.get("seed", 42)))
     options: dict[str, Any] = {"attn_implementation": job.recipe.model.attn_implementation}
     if not Path(job.model).is_dir():
@@ -216,7 +219,10 @@ def _config(job: Job) -> Any:
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
     try:
-        return SFTConfig(**{**ours, **job.recipe.sft, "output_dir": ours["output_dir"]})
+        with warnings.catch_warnings():
+            # transformers 5.17 knows only this name, 5.23 knows both
+            warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")
+            return SFTConfig(**{**ours, **job.recipe.sft, "output_dir": ours["output_dir"]})
     except (ValueError, TypeError) as error:
         raise UserError(f"the recipe {job.recipe.name} cannot run: {error}", code=WRONG_USE) from None
 

@@ -129,7 +129,8 @@ def snapshot(recipe: Recipe) -> Iterator[Path]:
 
 def build_job(plan: Plan, code: Path, environment: Any) -> Any:
     """The azure-ai-ml command job of a plan."""
-    from azure.ai.ml import Input, ManagedIdentityConfiguration, Output, command
+    from azure.ai.ml import Input, Output, command
+    from azure.ai.ml.entities import ManagedIdentityConfiguration
 
     job, outputs = plan.recipe.job, plan.outputs
     inputs = {
@@ -197,8 +198,12 @@ def folder_hash(folder: Path) -> str:
 
 def submit(client: MLClient, plan: Plan) -> str:
     """Upload what the job needs and submit it; returns the job's name. Raises UserError if Azure ML refuses it."""
+    import logging
+
     from azure.core.exceptions import HttpResponseError
 
+    # azure-ai-ml sends its own output objects through a model that lacks one of their fields, which warns each time
+    logging.getLogger("msrest.serialization").setLevel(logging.ERROR)
     try:
         with snapshot(plan.recipe) as code, contextlib.redirect_stdout(sys.stderr):
             job = client.jobs.create_or_update(build_job(plan, code, environment_of(client, plan.recipe)))
