@@ -60,7 +60,7 @@ def test_a_dry_run_says_what_would_be_submitted(data: Path, tmp_path: Path, caps
 
 
 def test_the_job_starts_from_its_snapshot_alone() -> None:
-    """A module that the snapshot lacks is an ImportError, as on the node: the editable install is taken out of reach."""
+    """A module that the snapshot lacks is an ImportError, as on the node (the editable install is out of reach)."""
     with snapshot(recipes.load("local", ["seed=11"])) as folder:
         code = (
             "import sys; sys.meta_path[:] = [finder for finder in sys.meta_path if 'ditable' not in repr(finder)];"
