@@ -1,5 +1,5 @@
 # The loop, in its order: make up data train deploy chat down
-# STACK=NAME picks the environment; STACK=local is this machine, without Azure. Every target is a call of `python -m …`.
+# STACK=NAME picks the environment; STACK=local (or local-NAME) is this machine, without Azure. Every target is a call of `python -m …`.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 .PHONY: help setup lock demo up data train deploy chat down status logs lint test
@@ -15,13 +15,14 @@ else
 WHY := given
 endif
 
-RECIPE ?= $(if $(filter local,$(STACK)),local,phi-3.5-mini)
+LOCAL := $(filter local local-%,$(STACK))
+RECIPE ?= $(if $(LOCAL),local,phi-3.5-mini)
 DATA ?= data
 Q ?= Who founded Microsoft?
 PY := .venv/bin/python
 READY := .venv/.ready
 # What differs between Azure and this machine is the environment that a stage runs in, nothing else.
-RUN := $(if $(filter local,$(STACK)),$(PY) -m emulator run -- $(abspath $(PY)),$(PY))
+RUN := $(if $(LOCAL),$(PY) -m emulator run -- $(abspath $(PY)),$(PY))
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,7 +43,7 @@ demo: $(READY)  ## the whole loop on this machine: infrastructure, data, train, 
 	@$(PY) demo.py
 
 up: stack  ## create or update the stack's resources
-	$(RUN) -m infra.environment up --stack $(STACK) $(if $(filter local,$(STACK)),--yes)
+	$(RUN) -m infra.environment up --stack $(STACK) $(if $(LOCAL),--yes)
 
 data: $(DATA)/card.json $(if $(filter local,$(RECIPE)),$(DATA)/base-model/config.json)  ## prepare the recipe's data
 
@@ -56,14 +57,14 @@ train: stack data  ## fine-tune on the stack's cluster and register the model
 	$(RUN) -m training.submit --recipe $(RECIPE) --data $(DATA) --stack $(STACK)
 
 deploy: stack  ## roll the newest approved model out to the endpoint
-	$(RUN) -m deployment.rollout --stack $(STACK) $(if $(filter local,$(STACK)),--yes)
+	$(RUN) -m deployment.rollout --stack $(STACK) $(if $(LOCAL),--yes)
 
 chat: stack  ## ask the endpoint: make chat Q="…"; Q= (empty) opens a session
 	$(RUN) -m flow.chat --stack $(STACK) $(if $(Q),"$(Q)")
 
 down: stack  ## remove the endpoint, the stack and all it holds; locally stop the emulator too
-	$(RUN) -m infra.environment down --stack $(STACK) $(if $(filter local,$(STACK)),--yes)
-	$(if $(filter local,$(STACK)),$(PY) -m emulator stop)
+	$(RUN) -m infra.environment down --stack $(STACK) $(if $(LOCAL),--yes)
+	$(if $(LOCAL),$(PY) -m emulator stop)
 
 status: stack  ## what the endpoint serves
 	$(RUN) -m deployment.status --stack $(STACK)

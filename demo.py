@@ -35,7 +35,7 @@ class Stage:
     report: str  # a regular expression; its first group, from the last line that matches, is shown
 
     def command(self, folder: Path) -> list[str]:
-        return ["make", "--no-print-directory", *self.target.split(), "STACK=local", f"DATA={folder / 'data'}"]
+        return ["make", "--no-print-directory", self.target, f"STACK={stack(folder)}", f"DATA={folder / 'data'}"]
 
 
 STAGES = (
@@ -44,6 +44,11 @@ STAGES = (
     Stage("train, register", "train", r"(model: .*)"),
     Stage("deploy", "deploy", r"(scoring_uri: .*)"),
 )
+
+
+def stack(folder: Path) -> str:
+    """A stack of the demo's own, so that two demos in one checkout do not share its settings file."""
+    return folder.name.replace("demo", "local")
 
 
 class StageFailed(Exception):
@@ -131,7 +136,7 @@ def _ask(question: str, conversation: str | None, folder: Path, env: dict[str, s
     """Ask through the chat's command line; returns the answer and the conversation it belongs to."""
     python = str(ROOT / ".venv" / "bin" / "python")
     inside = [python, "-m", "emulator", "run", "--", python]
-    command = [*inside, "-m", "flow.chat", question, "--stack", "local", "--json"]
+    command = [*inside, "-m", "flow.chat", question, "--stack", stack(folder), "--json"]
     log = folder / "chat.log"
     with log.open("ab") as errors, (folder / "answer.json").open("wb") as output:
         process = subprocess.run(
