@@ -187,7 +187,7 @@ def _fit(job: Job, model: PreTrainedModel, tokenizer: Any, rows: list[Encoded]) 
             f"the training was stopped at step {trainer.state.global_step} of {trainer.state.max_steps}",
             next_command="run the same command again; it goes on from its newest checkpoint",
         )
-    tokens = sum(len(ids) for ids, _ in rows) * float(job.recipe.sft.get("num_train_epochs", 3))
+    tokens = sum(len(ids) for ids, _ in rows) * float(trainer.state.epoch)  # how often the data was seen, in part too
     share = 1 - done_before / max(trainer.state.max_steps, 1)
     return {
         "steps": steps,

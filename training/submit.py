@@ -278,8 +278,8 @@ def _raise_unless_completed(job: Job, status: str, log: JobLog, last: list[str])
     tail = "\n".join(f"    {line}" for line in last) or "    (it wrote no log)"
     raise UserError(
         f"the job {job.name} has {'failed' if status == 'Failed' else 'been cancelled'}"
-        f"{f': {reason}' if reason else ''}\n  the last lines of its log:\n{tail}",
-        next_command=f"az ml job stream --name {job.name}   (the whole log), or open {job.studio_url}",
+        f"{f': {reason.strip()}' if reason else ''}\n  the last lines of its log:\n{tail}",
+        next_command=f"python -m training.submit --attach {job.name}   (its whole log), or open {job.studio_url}",
     )
 
 
@@ -290,14 +290,7 @@ def follow_and_register(client: MLClient, outputs: StackOutputs, name: str) -> d
     from training.joblog import JobLog
     from training.register import read_metrics, register
 
-    try:
-        job = follow(lambda: client.jobs.get(name), JobLog(outputs, DefaultAzureCredential(), name))
-    except KeyboardInterrupt:
-        raise UserError(
-            f"no longer following; the job {name} goes on",
-            next_command=f"python -m training.submit --attach {name}   (or: az ml job cancel --name {name})",
-            code=INTERRUPTED,
-        ) from None
+    job = follow(lambda: client.jobs.get(name), JobLog(outputs, DefaultAzureCredential(), name))
     metrics = read_metrics(client, name)
     made = register(client, name, dict(job.tags or {}), metrics)
     say(f"registered {made}, {'approved' if made.approved else 'not approved: ' + str(metrics.get('reason'))}")
@@ -328,9 +321,20 @@ def main(argv: list[str]) -> int:
             as_json=args.json,
         )
         return 0
-    values = follow_and_register(client, outputs, name)
+    try:
+        values = follow_and_register(client, outputs, name)
+    except KeyboardInterrupt:
+        raise _detached(name) from None
     cli.result(values, as_json=args.json)
     return 0 if values["approved"] else REFUSED
+
+
+def _detached(name: str) -> UserError:
+    return UserError(
+        f"no longer following; the job {name} goes on",
+        next_command=f"python -m training.submit --attach {name}   (or: az ml job cancel --name {name})",
+        code=INTERRUPTED,
+    )
 
 
 def _dry(plan: Plan) -> dict[str, Any]:

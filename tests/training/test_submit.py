@@ -139,12 +139,14 @@ def test_a_service_that_stays_away_leaves_the_job_and_says_how_to_return(monkeyp
         follow(_get(_statuses(ServiceRequestError("away"))), log)
 
 
-def test_ctrl_c_leaves_the_job_and_says_how_to_return(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_leaves_the_job_and_says_how_to_return(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(submit, "follow", interrupted)
-    client: Any = SimpleNamespace()
+    monkeypatch.setattr(submit, "follow_and_register", interrupted)
+    monkeypatch.setattr("infra.client.ml_client", lambda outputs: None)
+    outputs = tmp_path / "outputs.json"
+    outputs.write_text(json.dumps(OUTPUTS.as_dict()))
     with pytest.raises(UserError, match="--attach j") as caught:
-        submit.follow_and_register(client, OUTPUTS, "j")
+        submit.main(["--attach", "j", "--outputs", str(outputs)])
     assert caught.value.code == 130
