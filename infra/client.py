@@ -29,4 +29,5 @@ def ml_client(outputs: StackOutputs) -> MLClient:
         outputs.resource_group,
         outputs.workspace,
         enable_telemetry=False,
+        show_progress=False,  # its upload bars would fill a log with one line a chunk
     )

@@ -82,8 +82,8 @@ def test_a_submitted_job_becomes_a_registered_model_with_its_lineage(stack: Stac
 def test_following_the_same_job_again_registers_nothing_twice(
     stack: Stack, data: Path, trained: dict[str, object]
 ) -> None:
-    words = ("--recipe", "local", "--data", str(data), "--attach", str(trained["job"]), "--json")
-    again = stack.verb("training.submit", *words, *HASTE)
+    words = ("--data", str(data), "--attach", str(trained["job"]), "--json")
+    again = stack.verb("training.submit", *words)
     assert last_json(again.stdout)["model"] == trained["model"]
 
 
