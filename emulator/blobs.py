@@ -54,6 +54,22 @@ class Blobs:
     def has_container(self, account: str, container: str) -> bool:
         return self._state.record("container", f"{account}/{container}") is not None
 
+    def drop_account(self, account: str) -> None:
+        """Forget a storage account that was deleted, with all its containers."""
+        for key, _ in self._state.records("container"):
+            if key.startswith(f"{account}/"):
+                self._drop_container(account, key.split("/", 1)[1])
+
+    def _drop_container(self, account: str, container: str) -> None:
+        for name, path, _ in self._state.list_blobs(account, container):
+            self._state.drop_blob(account, container, name)
+            self._unlink(path)
+        self._state.drop_record("container", f"{account}/{container}")
+
+    def _unlink(self, path: Path) -> None:
+        if path.is_relative_to(self._objects):  # a live log is its job's own file
+            path.unlink(missing_ok=True)
+
     def add_file(self, account: str, container: str, name: str, source: Path) -> None:
         """Store a copy of a local file."""
         target = self._new_path()
@@ -96,8 +112,8 @@ class Blobs:
         now = format_datetime(datetime.now(UTC), usegmt=True)
         body = {"etag": f'"0x{uuid.uuid4().hex[:15].upper()}"', "modified": now, "created": now, "meta": {}, **extra}
         replaced = self._state.save_blob(account, container, name, path, body)
-        if replaced is not None and replaced.is_relative_to(self._objects):
-            replaced.unlink(missing_ok=True)
+        if replaced is not None:
+            self._unlink(replaced)
         return body
 
     # -- for clients ---------------------------------------------------------------------------------------------------
@@ -143,8 +159,8 @@ class Blobs:
             case "DELETE", "":
                 self._found(account, container, name)
                 dropped = self._state.drop_blob(account, container, name)
-                if dropped is not None and dropped.is_relative_to(self._objects):
-                    dropped.unlink(missing_ok=True)
+                if dropped is not None:
+                    self._unlink(dropped)
                 return Response(status_code=202)
         raise BlobError(400, "UnsupportedQueryParameter", f"{method} with comp={what!r} is not emulated.")
 
@@ -183,11 +199,7 @@ class Blobs:
             now = format_datetime(datetime.now(UTC), usegmt=True)
             return Response(headers={"etag": '"0x1"', "last-modified": now, "x-ms-lease-status": "unlocked"})
         if method == "DELETE":
-            for name, path, _ in self._state.list_blobs(account, container):
-                self._state.drop_blob(account, container, name)
-                if path.is_relative_to(self._objects):
-                    path.unlink(missing_ok=True)
-            self._state.drop_record("container", f"{account}/{container}")
+            self._drop_container(account, container)
             return Response(status_code=202)
         raise BlobError(400, "UnsupportedHttpVerb", f"{method} on a container is not emulated.")
 

@@ -95,6 +95,7 @@ class Emulator:
 
             return hook
 
+        arm.on_delete("Microsoft.Storage/storageAccounts", lambda body: self.blobs.drop_account(body["name"]))
         arm.on_delete(f"{kinds}/jobs", later(self.jobs.forget))
         arm.on_delete(f"{kinds}/onlineEndpoints/deployments", later(self.deployments.remove))
 

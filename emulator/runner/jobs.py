@@ -68,6 +68,7 @@ class JobRunner:
         await asyncio.gather(*(process.stop(grace=1) for process in self._processes.get(job_id.lower(), [])))
         if task := self._tasks.pop(job_id.lower(), None):
             task.cancel()
+        shutil.rmtree(self._home.work / "jobs" / job_id.split("/")[-1], ignore_errors=True)
 
     async def stop(self) -> None:
         for task in self._tasks.values():
