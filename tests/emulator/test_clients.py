@@ -73,7 +73,8 @@ said["job"] = job.name
 said["status"] = ml.jobs.get(job.name).status
 ml.jobs.download(job.name, output_name="model", download_path=folder / "downloaded")
 said["output"] = (folder / "downloaded/named-outputs/model/out.txt").read_text()
-from_job = lambda: Model(path=f"azureml://jobs/{job.name}/outputs/model", name="m", type="custom_model", tags={"a": "b"})
+output = f"azureml://jobs/{job.name}/outputs/model"
+from_job = lambda: Model(path=output, name="m", type="custom_model", tags={"a": "b"})
 first, second = ml.models.create_or_update(from_job()), ml.models.create_or_update(from_job())
 said["versions"] = [first.version, second.version]
 said["model_path"] = second.path
@@ -130,8 +131,7 @@ def said(azure: LocalAzure, workspace: str, tmp_path_factory: pytest.TempPathFac
 
 
 def test_a_job_really_runs_and_its_output_is_downloaded(said: dict[str, object]) -> None:
-    assert said["job"] = job.name
-said["status"] == "Completed"
+    assert said["status"] == "Completed"
     assert said["output"] == "row\nrow\n"
 
 
