@@ -18,6 +18,7 @@ endif
 LOCAL := $(filter local local-%,$(STACK))
 RECIPE ?= $(if $(LOCAL),local,phi-3.5-mini)
 DATA ?= data
+CONFIG ?= .
 Q ?= Who founded Microsoft?
 PY := .venv/bin/python
 READY := .venv/.ready
@@ -43,7 +44,7 @@ demo: $(READY)  ## the whole loop on this machine: infrastructure, data, train, 
 	@$(PY) demo.py
 
 up: stack  ## create or update the stack's resources
-	$(RUN) -m infra.environment up --stack $(STACK) $(if $(LOCAL),--yes)
+	$(RUN) -m infra.environment up --stack $(STACK) --config $(CONFIG) $(if $(LOCAL),--yes)
 
 data: $(DATA)/card.json $(if $(filter local,$(RECIPE)),$(DATA)/base-model/config.json)  ## prepare the recipe's data
 
@@ -63,7 +64,7 @@ chat: stack  ## ask the endpoint: make chat Q="…"; Q= (empty) opens a session
 	$(RUN) -m flow.chat --stack $(STACK) $(if $(Q),"$(Q)")
 
 down: stack  ## remove the endpoint, the stack and all it holds; locally stop the emulator too
-	$(RUN) -m infra.environment down --stack $(STACK) $(if $(LOCAL),--yes)
+	$(RUN) -m infra.environment down --stack $(STACK) --config $(CONFIG) $(if $(LOCAL),--yes)
 	$(if $(LOCAL),$(PY) -m emulator stop)
 
 status: stack  ## what the endpoint serves

@@ -35,7 +35,8 @@ class Stage:
     report: str  # a regular expression; its first group, from the last line that matches, is shown
 
     def command(self, folder: Path) -> list[str]:
-        return ["make", "--no-print-directory", self.target, f"STACK={stack(folder)}", f"DATA={folder / 'data'}"]
+        own = [f"STACK={stack(folder)}", f"DATA={folder / 'data'}", f"CONFIG={folder}"]
+        return ["make", "--no-print-directory", self.target, *own]
 
 
 STAGES = (
@@ -66,9 +67,9 @@ def main() -> int:
         try:
             rows = _play(folder, env)
         except StageFailed as failed:
-            return _report_failure(folder, failed, env)
+            return _report_failure(folder, failed)
         except KeyboardInterrupt:
-            _clean(env)
+            _clean(folder)
             print("\ninterrupted; nothing is left running. Run `make demo` again.", file=sys.stderr)
             return 130
         _summary(rows, time.monotonic() - begun)
@@ -166,11 +167,11 @@ def _summary(rows: list[tuple[str, float, str]], total: float) -> None:
     print("  make down STACK=local")
 
 
-def _report_failure(folder: Path, failed: StageFailed, env: dict[str, str]) -> int:
+def _report_failure(folder: Path, failed: StageFailed) -> int:
     kept = PARENT / f"{folder.name}-{failed.log.name}"
     shutil.copyfile(failed.log, kept)
     lines = failed.log.read_text(errors="replace").strip().splitlines()
-    _clean(env)
+    _clean(folder)
     print(f"\nerror: the stage '{failed.stage}' failed; the end of its log:", file=sys.stderr)
     for line in lines[-20:]:
         print(f"    {line}", file=sys.stderr)
@@ -178,10 +179,11 @@ def _report_failure(folder: Path, failed: StageFailed, env: dict[str, str]) -> i
     return 1
 
 
-def _clean(env: dict[str, str]) -> None:
-    """Stop the demo's emulator with all its processes, and drop its state."""
+def _clean(folder: Path) -> None:
+    """Stop a demo's emulator with all its processes, and drop its state and its stack's settings."""
     command = [sys.executable, "-m", "emulator", "reset"]
-    subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, check=False)
+    subprocess.run(command, cwd=ROOT, env=_environment(folder), stdout=subprocess.DEVNULL, check=False)
+    (ROOT / f"Pulumi.{stack(folder)}.yaml").unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -191,7 +193,7 @@ def _folder() -> Iterator[Path]:
     for left in PARENT.glob("demo-*/lock"):
         with left.open() as lock, contextlib.suppress(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _clean(_environment(left.parent))
+            _clean(left.parent)
             shutil.rmtree(left.parent)
     folder = PARENT / f"demo-{os.getpid()}"
     folder.mkdir()
@@ -200,7 +202,7 @@ def _folder() -> Iterator[Path]:
         try:
             yield folder
         finally:
-            _clean(_environment(folder))
+            _clean(folder)
             shutil.rmtree(folder, ignore_errors=True)
 
 

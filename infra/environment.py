@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infra.cli import REFUSED, WRONG_USE, Parser, UserError, result, run, say
@@ -43,6 +44,8 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--stack", help="the Pulumi stack (default: the selected one)")
         one.add_argument("--yes", action="store_true", help="do not ask")
         one.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+        place = "folder of config.json for MLClient.from_config() (default: the project)"
+        one.add_argument("--config", type=Path, default=PROJECT, metavar="DIR", help=place)
     listing = verbs.add_parser("list", help="the stacks, and how much each holds")
     listing.set_defaults(verb=show_list)
     for one in (up, down, listing):
@@ -69,7 +72,7 @@ def bring_up(arguments: argparse.Namespace) -> None:
     stack.up(on_output=say, suppress_outputs=True, color="never")
     values = {key: output.value for key, output in stack.outputs().items()}
     outputs = StackOutputs.parse(values, source="pulumi up")
-    say(f"wrote {outputs.write_config(PROJECT).name} for MLClient.from_config()")
+    say(f"wrote {outputs.write_config(arguments.config).name} for MLClient.from_config()")
     result(outputs.as_dict(), as_json=arguments.json)
 
 
@@ -116,7 +119,7 @@ def take_down(arguments: argparse.Namespace) -> None:
         return
     if not arguments.yes:
         _ask(f"remove {name} with everything in it?")
-    gone = _remove(stack, outputs)
+    gone = _remove(stack, outputs, arguments.config)
     workspace.remove_stack(name)
     gone.append(f"stack {name}")
     for line in gone:
@@ -124,7 +127,7 @@ def take_down(arguments: argparse.Namespace) -> None:
     result({"stack": name, "gone": gone}, as_json=arguments.json)
 
 
-def _remove(stack: Stack, outputs: StackOutputs | None) -> list[str]:
+def _remove(stack: Stack, outputs: StackOutputs | None, config: Path) -> list[str]:
     """Remove the stack's resources; what was verified to be gone."""
     from infra import removal
 
@@ -137,7 +140,7 @@ def _remove(stack: Stack, outputs: StackOutputs | None) -> list[str]:
     if outputs is None:
         return []
     gone = removal.verify_gone(outputs)
-    _forget_config(outputs)
+    _forget_config(outputs, config)
     return gone
 
 
@@ -147,11 +150,11 @@ def _outputs(stack: Stack) -> StackOutputs | None:
     return StackOutputs.parse(values, source="pulumi stack output") if values else None
 
 
-def _forget_config(outputs: StackOutputs) -> None:
+def _forget_config(outputs: StackOutputs, folder: Path) -> None:
     """Remove config.json if it leads to the workspace that is gone."""
     import json
 
-    path = PROJECT / "config.json"
+    path = folder / "config.json"
     try:
         held = json.loads(path.read_text())
     except (OSError, ValueError):

@@ -36,7 +36,7 @@ class Stack:
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("loop")
     azure = LocalAzure.start(folder / "emulator")
-    done = azure.run("-m", "infra.environment", "up", "--stack", STACK, "--yes", "--json")
+    done = azure.run("-m", "infra.environment", "up", "--stack", STACK, "--yes", "--json", "--config", str(folder))
     assert done.returncode == 0, done.stderr
     (folder / "outputs.json").write_text(done.stdout)
     yield Stack(azure, last_json(done.stdout)["workspace_id"], folder / "outputs.json")
@@ -166,10 +166,10 @@ def test_without_a_stack_a_verb_says_what_to_type(stack: Stack) -> None:
 
 
 def test_down_leaves_nothing_and_says_so(stack: Stack, served: dict[str, object]) -> None:
-    done = stack.verb("infra.environment", "down", "--yes")
+    done = stack.verb("infra.environment", "down", "--yes", "--config", str(stack.outputs.parent))
     assert done.returncode == 0, done.stderr[-3000:]
     group = stack.workspace.split("/providers/")[0]
     assert stack.azure.request("GET", group).status_code == 404
     status = json.loads(stack.azure.run("-m", "emulator", "status", "--json").stdout)
     assert status["resources"] == {}
-    assert stack.verb("infra.environment", "down", "--yes").returncode in (0, 2)
+    assert stack.verb("infra.environment", "down", "--yes", "--config", str(stack.outputs.parent)).returncode in (0, 2)
