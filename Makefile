@@ -2,7 +2,7 @@
 # STACK=NAME picks the environment; STACK=local (or local-NAME) is this machine, without Azure. Every target is a call of `python -m …`.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo up data train deploy chat down status logs lint test
+.PHONY: help setup lock demo doctor up data train deploy chat down status logs lint test
 
 ifndef STACK
 STACK := $(shell pulumi stack --show-name 2>/dev/null)
@@ -42,6 +42,9 @@ lock: $(READY)  ## resolve the dependencies again
 
 demo: $(READY)  ## the whole loop on this machine: infrastructure, data, train, register, deploy, chat, tear down
 	@$(PY) demo.py
+
+doctor: stack  ## find what would fail, before anything is created
+	$(RUN) -m infra.preflight --stack $(STACK)
 
 up: stack  ## create or update the stack's resources
 	$(RUN) -m infra.environment up --stack $(STACK) --config $(CONFIG) $(if $(LOCAL),--yes)

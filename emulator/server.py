@@ -21,6 +21,7 @@ from starlette.routing import Host, Mount, Route, Router
 
 from emulator.arm.operations import Operations
 from emulator.arm.resources import Arm
+from emulator.arm.rights import Rights
 from emulator.arm.soft_delete import SoftDeleted
 from emulator.blobs import Blobs
 from emulator.entra import Entra
@@ -57,6 +58,7 @@ class Emulator:
         arm = Arm(state, entra)
         operations = Operations(arm)
         SoftDeleted(arm)
+        Rights(arm, entra)
         workspaces = Workspaces(arm, operations, blobs)
         Computes(arm, operations)
         Assets(arm, blobs)

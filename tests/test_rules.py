@@ -20,6 +20,7 @@ ABOVE = {"infra": (), "training": ("infra",), "deployment": ("infra", "training"
 HEAVY = {"torch", "transformers", "mlflow", "azure.ai.ml", "promptflow", "pulumi", "datasets"}
 VERBS = (
     "infra.environment",
+    "infra.preflight",
     "training.dataset",
     "training.small_model",
     "training.recipe",

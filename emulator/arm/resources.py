@@ -64,6 +64,8 @@ class Arm:
             return JSONResponse(subscription())
         if len(parts) == 5 and parts[2].lower() == "resourcegroups" and parts[4].lower() == "resources":
             return self._resources_of_group("/" + "/".join(parts[:4]))
+        if len(parts) in (3, 4) and (parts[2].lower(), request.method) == ("providers", "GET"):
+            return await self._operations["GET", "providers"](request, _namespace(parts))
         rid = ResourceId.parse(path)
         if rid is None:
             raise not_emulated(request)
@@ -239,6 +241,11 @@ class Arm:
 def _deleted_key(rid: ResourceId) -> str:
     # A vault's name is taken in its whole region, a workspace's in its resource group.
     return f"{rid.type}/{rid.name}" if "vault" in rid.type.lower() else str(rid)
+
+
+def _namespace(parts: list[str]) -> ResourceId:
+    """`/subscriptions/S/providers[/NAMESPACE]`, which names a namespace and no resource."""
+    return ResourceId("/" + "/".join(parts[:2]), "".join(parts[3:]), (), ())
 
 
 def subscription() -> Body:
