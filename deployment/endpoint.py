@@ -18,7 +18,6 @@ from infra.cli import UserError
 from infra.outputs import StackOutputs
 
 if TYPE_CHECKING:
-    from azure.ai.ml import MLClient
     from azure.core.credentials import TokenCredential
 
 BASE = "phi"
@@ -103,22 +102,6 @@ def _token(credential: TokenCredential, scope: str) -> str:
         raise UserError(
             f"no token for {scope.removesuffix('/.default')}: {first_line(error)}", next_command="az login"
         ) from error
-
-
-def workspace_client(outputs: StackOutputs) -> MLClient:
-    """An MLClient that keeps quiet: no notes on experimental classes and read-only attributes.
-
-    azure-ai-ml sets the level of its loggers when it is imported, so this has to come after that.
-    """
-    import logging
-
-    import azure.ai.ml  # noqa: F401
-
-    from infra.client import ml_client
-
-    for name in ("azure.ai.ml", "msrest"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    return ml_client(outputs)
 
 
 @contextmanager

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from deployment.endpoint import endpoint_name, explained, workspace_client
+from deployment.endpoint import endpoint_name, explained
 from infra import cli
+from infra.client import ml_client
 from infra.outputs import add_stack_options, load_outputs
 
 CONTAINERS = ("inference-server", "storage-initializer")
@@ -25,7 +26,7 @@ def main(argv: list[str]) -> int:
     if name is None:
         raise cli.UserError("the endpoint has no deployment", next_command=f"make deploy STACK={outputs.stack}")
     with explained(f"reading the log of {name}"):
-        text = workspace_client(outputs).online_deployments.get_logs(
+        text = ml_client(outputs).online_deployments.get_logs(
             name, endpoint_name(outputs), given.lines, container_type=given.container
         )
     if given.json:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deployment import smoke
-from deployment.endpoint import TAGS, connect, endpoint_name, explained, first_line, without_dots, workspace_client
+from deployment.endpoint import TAGS, connect, endpoint_name, explained, first_line, without_dots
 from deployment.model_choice import ModelVersion, choose, registered
 from deployment.plan import (
     Create,
@@ -34,6 +34,7 @@ from deployment.plan import (
 )
 from infra import cli
 from infra.cli import FAILED, UserError, say
+from infra.client import ml_client
 from infra.outputs import StackOutputs, add_stack_options, load_outputs
 
 if TYPE_CHECKING:
@@ -273,7 +274,7 @@ def main(argv: list[str]) -> int:
 
     began = time.monotonic()
     with without_dots():
-        ml = workspace_client(outputs)
+        ml = ml_client(outputs)
         with explained("listing the models"):
             model = choose(registered(ml, given.model), given.model, stack=outputs.stack)
         goal = Goal(str(model), f"{image.NAME}:{image.context_version()}", given.instance_type)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from deployment.endpoint import endpoint_name, explained, workspace_client
+from deployment.endpoint import endpoint_name, explained
 from infra import cli
 from infra.cli import UserError
+from infra.client import ml_client
 from infra.outputs import StackOutputs, add_stack_options, load_outputs
 
 
@@ -21,7 +22,7 @@ def status(outputs: StackOutputs) -> dict[str, Any]:
     from deployment.rollout import asset_name
 
     name = endpoint_name(outputs)
-    ml = workspace_client(outputs)
+    ml = ml_client(outputs)
     with explained("looking at the endpoint"):
         try:
             endpoint, found = ml.online_endpoints.get(name), list(ml.online_deployments.list(name))

@@ -11,9 +11,10 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from deployment.endpoint import TAGS, explained, without_dots, workspace_client
+from deployment.endpoint import TAGS, explained, without_dots
 from infra import cli
 from infra.cli import WRONG_USE, UserError, say
+from infra.client import ml_client
 from infra.outputs import StackOutputs, add_stack_options, load_outputs
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def delete(ml: MLClient, names: list[str]) -> None:
 
 def teardown(outputs: StackOutputs) -> list[str]:
     """Delete all of our endpoints in the stack's workspace; the names of those that are gone now."""
-    ml = workspace_client(outputs)
+    ml = ml_client(outputs)
     with explained("listing the endpoints"):
         names = our_endpoints(ml)
     delete(ml, names)
@@ -75,7 +76,7 @@ def main(argv: list[str]) -> int:
         raise UserError("nothing was deleted: --yes is missing", code=WRONG_USE)
     with without_dots():
         if given.dry_run:
-            values = {"deleted": [], "would_delete": our_endpoints(workspace_client(outputs)), "state": "planned"}
+            values = {"deleted": [], "would_delete": our_endpoints(ml_client(outputs)), "state": "planned"}
         else:
             gone = teardown(outputs)
             say(f"gone, verified: {', '.join(gone)}" if gone else "no endpoint is there: nothing to delete")

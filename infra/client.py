@@ -20,8 +20,9 @@ def ml_client(outputs: StackOutputs) -> MLClient:
     from azure.ai.ml import MLClient
     from azure.identity import DefaultAzureCredential
 
-    # Else every experimental class prints a warning. azure.ai.ml sets its own logger to INFO when it is imported.
-    for name in ("azure", "azure.ai.ml"):
+    # Else every experimental class and every field that a model of its lacks prints a warning. azure.ai.ml sets its own
+    # logger to INFO when it is imported.
+    for name in ("azure", "azure.ai.ml", "msrest"):
         logging.getLogger(name).setLevel(logging.ERROR)
     return MLClient(
         DefaultAzureCredential(),

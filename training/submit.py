@@ -198,12 +198,8 @@ def folder_hash(folder: Path) -> str:
 
 def submit(client: MLClient, plan: Plan) -> str:
     """Upload what the job needs and submit it; returns the job's name. Raises UserError if Azure ML refuses it."""
-    import logging
-
     from azure.core.exceptions import HttpResponseError
 
-    # azure-ai-ml sends its own output objects through a model that lacks one of their fields, which warns each time
-    logging.getLogger("msrest.serialization").setLevel(logging.ERROR)
     try:
         with snapshot(plan.recipe) as code, contextlib.redirect_stdout(sys.stderr):
             job = client.jobs.create_or_update(build_job(plan, code, environment_of(client, plan.recipe)))
