@@ -16,7 +16,7 @@ from emulator.arm.operations import ML
 from emulator.arm.resources import Arm, json_body
 from emulator.arm.schema import ArmError, Body
 from emulator.blobs import Blobs
-from emulator.machinelearning import locations
+from emulator.runner import locations
 
 WORKSPACE = f"{ML}/workspaces"
 # The collection's name, and the properties that make a version what it is.

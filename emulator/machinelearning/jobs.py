@@ -12,8 +12,8 @@ from emulator.arm.resources import ARM_AUDIENCES, Arm, error_response, json_body
 from emulator.arm.schema import ArmError, Body
 from emulator.blobs import Blobs
 from emulator.entra import Entra
-from emulator.machinelearning import locations
 from emulator.machinelearning.assets import system_data
+from emulator.runner import locations
 from emulator.runner.jobs import JobRunner
 
 JOB = f"{ML}/workspaces/jobs"

@@ -15,7 +15,7 @@ import httpx
 from emulator.arm.schema import ArmError, Body
 from emulator.blobs import Blobs
 from emulator.home import Home
-from emulator.machinelearning import locations
+from emulator.runner import locations
 from emulator.runner.dockerfile import Image, build
 from emulator.runner.jobs import parse_duration
 from emulator.runner.process import ManagedProcess, base_environment, identity_environment

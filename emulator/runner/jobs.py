@@ -15,7 +15,7 @@ from typing import Any
 from emulator.arm.schema import ArmError, Body
 from emulator.blobs import Blobs
 from emulator.home import Home
-from emulator.machinelearning import locations
+from emulator.runner import locations
 from emulator.runner.process import ManagedProcess, base_environment, identity_environment
 from emulator.state import State
 
