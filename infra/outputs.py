@@ -120,7 +120,7 @@ def _from_file(path: Path) -> StackOutputs:
 def _from_pulumi(stack: str | None) -> StackOutputs:
     if shutil.which("pulumi") is None:
         raise UserError(
-            "no stack is named and the pulumi command is not on PATH, so there is nothing to read the outputs from",
+            f"the pulumi command is not on PATH, and it is what tells the outputs of the stack {stack or '(selected)'}",
             next_command="python -m emulator run -- COMMAND   (local), or install the Pulumi CLI (Azure)",
             code=WRONG_USE,
         )
