@@ -2,7 +2,7 @@
 # STACK=NAME picks the environment; STACK=local (or local-NAME) is this machine, without Azure. Every target is a call of `python -m …`.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo doctor up data train deploy chat down status logs lint test
+.PHONY: help setup lock demo doctor cost prices up data train deploy chat down status logs lint test
 
 ifndef STACK
 STACK := $(shell pulumi stack --show-name 2>/dev/null)
@@ -45,6 +45,12 @@ demo: $(READY)  ## the whole loop on this machine: infrastructure, data, train, 
 
 doctor: stack  ## find what would fail, before anything is created
 	$(RUN) -m infra.preflight --stack $(STACK)
+
+cost: stack  ## what the stack would cost, by the checked-in prices
+	$(RUN) -m infra.cost --stack $(STACK)
+
+prices: $(READY)  ## fill infra/prices.json in from Azure's public price list
+	$(PY) -m infra.cost --refresh
 
 up: stack  ## create or update the stack's resources
 	$(RUN) -m infra.environment up --stack $(STACK) --config $(CONFIG) $(if $(LOCAL),--yes)

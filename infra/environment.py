@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from infra.cli import REFUSED, WRONG_USE, Parser, UserError, result, run, say
 from infra.outputs import PROJECT, StackOutputs
 
 if TYPE_CHECKING:
-    from pulumi.automation import LocalWorkspace, Stack
+    from pulumi.automation import EngineEvent, LocalWorkspace, Stack
 
 TEMPLATE = PROJECT / "Pulumi.dev.yaml"
 
@@ -67,7 +68,11 @@ def bring_up(arguments: argparse.Namespace) -> None:
         return
     stack = _ensure_stack(workspace, name)
     if not arguments.yes:
-        stack.preview(on_output=say)
+        from infra import cost
+
+        events: list[EngineEvent] = []
+        stack.preview(on_output=say, on_event=events.append)
+        cost.tell(events)
         _ask(f"bring up {name}?")
     stack.up(on_output=say, suppress_outputs=True, color="never")
     values = {key: output.value for key, output in stack.outputs().items()}
@@ -87,11 +92,33 @@ def _ensure_stack(workspace: LocalWorkspace, name: str) -> Stack:
     return stack
 
 
-def _preview_only(workspace: LocalWorkspace, name: str, is_new: bool) -> dict[str, int]:
+def previewed(named: str | None) -> tuple[str, list[EngineEvent]]:
+    """The stack's name, and the events of a preview of it; a stack that is not there yet is not there after it."""
+    from pulumi.automation.errors import CommandError
+
+    workspace = _workspace()
+    name = _stack_name(workspace, named)
+    events: list[EngineEvent] = []
+    try:
+        is_new = name not in [one.name for one in workspace.list_stacks()]
+        _preview_only(workspace, name, is_new, on_event=events.append, on_output=lambda _: None)
+    except CommandError as error:
+        raise UserError(_reason(str(error)), next_command="mend it, and run the same command again") from None
+    return name, events
+
+
+def _preview_only(
+    workspace: LocalWorkspace,
+    name: str,
+    is_new: bool,
+    *,
+    on_event: Callable[[EngineEvent], None] | None = None,
+    on_output: Callable[[str], None] = say,
+) -> dict[str, int]:
     """A preview; a stack that was made for its sake is removed again."""
     stack = _ensure_stack(workspace, name)
     try:
-        summary = stack.preview(on_output=say, color="never").change_summary
+        summary = stack.preview(on_output=on_output, on_event=on_event, color="never").change_summary
     finally:
         if is_new:
             workspace.remove_stack(name)

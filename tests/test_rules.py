@@ -21,6 +21,7 @@ HEAVY = {"torch", "transformers", "mlflow", "azure.ai.ml", "promptflow", "pulumi
 VERBS = (
     "infra.environment",
     "infra.preflight",
+    "infra.cost",
     "training.dataset",
     "training.small_model",
     "training.recipe",
