@@ -24,10 +24,10 @@ class _NoMocks(mocks.Mocks):
     """MockMonitor wants one; everything that would ask it is answered by the engine."""
 
     def call(self, args: mocks.MockCallArgs) -> tuple[dict[Any, Any], None]:
-        raise NotImplementedError
+        raise AssertionError("the engine answers this itself")
 
     def new_resource(self, args: mocks.MockResourceArgs) -> tuple[str | None, dict[Any, Any]]:
-        raise NotImplementedError
+        raise AssertionError("the engine answers this itself")
 
 
 class EngineMonitor(mocks.MockMonitor):
