@@ -20,8 +20,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Host, Mount, Route, Router
 
 from emulator.arm.operations import Operations
-from emulator.arm.resources import Arm
+from emulator.arm.resources import Arm, error_response
 from emulator.arm.rights import Rights
+from emulator.arm.schema import ArmError
 from emulator.arm.soft_delete import SoftDeleted
 from emulator.blobs import Blobs
 from emulator.entra import Entra
@@ -66,7 +67,7 @@ class Emulator:
         Endpoints(arm, operations, entra, self.deployments)
         self.gateway = Gateway(state, entra, self.deployments)
         self._connect_deletions(arm)
-        data_plane = Router([*workspaces.data_plane_routes, *jobs.data_plane_routes])
+        data_plane = Router([*workspaces.data_plane_routes, *jobs.data_plane_routes], default=_unknown)
         self.app = self._logged(
             Router(
                 [
@@ -75,7 +76,8 @@ class Emulator:
                     Host("{account}.blob.core.windows.net", _all(blobs.handle)),
                     Host("{endpoint}.{region}.inference.ml.azure.com", _all(self.gateway.handle)),
                     Host("{region}.api.azureml.ms", data_plane),
-                ]
+                ],
+                default=_unknown,
             )
         )
         self.admin = Starlette(
@@ -138,6 +140,13 @@ class Emulator:
         await self.gateway.close()
         kill_leftovers(self.state)
         self.state.close()
+
+
+async def _unknown(scope: Scope, receive: Any, send: Any) -> None:
+    """An operation, or a whole host of Azure's, that the emulator does not have."""
+    scope["state"]["note"] = "not emulated"
+    error = ArmError(404, "NotFound", f"The operation {scope['method']} {scope['path']} could not be found.")
+    await error_response(error)(scope, receive, send)
 
 
 def _all(handler: Callable[[Request], Awaitable[Response]]) -> Mount:

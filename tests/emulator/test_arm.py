@@ -58,8 +58,10 @@ def test_a_missing_or_foreign_token_is_401(azure: LocalAzure, group: str) -> Non
 
 def test_an_unknown_operation_is_404_and_noted(azure: LocalAzure, group: str) -> None:
     assert refusal(azure, "GET", f"{group}/providers/Microsoft.Quantum/workspaces/q")[0] == 404
+    assert refusal(azure, "GET", "https://eastus2.api.azureml.ms/sweep/v1.0/x")[0] == 404
     status = azure.run("-m", "emulator", "status").stdout
     assert "not emulated: GET management.azure.com" in status and "Microsoft.Quantum" in status
+    assert "not emulated: GET eastus2.api.azureml.ms/sweep/v1.0/x" in status
 
 
 def test_ids_are_compared_without_case(azure: LocalAzure, group: str) -> None:
