@@ -102,23 +102,12 @@ def ensure_started(home: Home, port: int = 0) -> dict[str, int]:
     import fcntl
 
     home.make()
-    with (home.path / "start.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    folder = os.open(home.path, os.O_RDONLY)  # the folder itself is the lock, so no lock file is left
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
         if record := home.running():
             return record
-        wanted = port or _last_port(home)
-        command = [sys.executable, "-m", "emulator", "serve", "--port", str(wanted)]
-        with home.log.open("ab") as log:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                cwd=home.path,
-                env={**os.environ, "EMULATOR_HOME": str(home.path)},
-                close_fds=True,
-            )
+        process = _spawn(home, port or _last_port(home))
         deadline = time.monotonic() + START_PATIENCE
         while time.monotonic() < deadline:
             if record := home.running():
@@ -127,7 +116,19 @@ def ensure_started(home: Home, port: int = 0) -> dict[str, int]:
                 raise EmulatorError(_why_not_started(home))
             time.sleep(0.03)
         process.kill()
+    finally:
+        os.close(folder)
     raise EmulatorError(f"the emulator did not start within {START_PATIENCE:.0f} s\n  next: python -m emulator logs")
+
+
+def _spawn(home: Home, port: int) -> subprocess.Popen[bytes]:
+    """The emulator's process, in a session of its own, its words in its log."""
+    command = [sys.executable, "-m", "emulator", "serve", "--port", str(port)]
+    env = {**os.environ, "EMULATOR_HOME": str(home.path)}
+    with home.log.open("ab") as log:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=home.path, env=env
+        )
 
 
 def _why_not_started(home: Home) -> str:
@@ -220,7 +221,6 @@ def _reset(home: Home) -> int:
         "emulator.log",
         "port",
         "emulator.json",
-        "start.lock",
     ):
         (home.path / name).unlink(missing_ok=True)
     print(f"the emulator's state in {home.path} is gone")

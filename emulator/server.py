@@ -177,7 +177,7 @@ async def serve(home: Home, port: int) -> None:
     certificates = Certificates(home)
     emulator = Emulator(home, proxy_port=ports[0], admin_port=ports[2])
     proxy = ConnectProxy(ports[1])
-    tls = _Server(uvicorn.Config(emulator.app, http="httptools" if _has_httptools() else "h11", **_quiet()))
+    tls = _Server(uvicorn.Config(emulator.app, **_quiet()))
     tls.config.load()
     tls.config.ssl = certificates.server_context()
     admin = _Server(uvicorn.Config(emulator.admin, **_quiet()))
@@ -205,12 +205,6 @@ class _Server(uvicorn.Server):
 
 def _quiet() -> dict[str, Any]:
     return {"log_level": "warning", "access_log": False, "lifespan": "off", "server_header": False}
-
-
-def _has_httptools() -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec("httptools") is not None
 
 
 def _write_record(home: Home, ports: list[int]) -> None:
