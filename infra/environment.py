@@ -115,13 +115,14 @@ def _preview_only(
     on_event: Callable[[EngineEvent], None] | None = None,
     on_output: Callable[[str], None] = say,
 ) -> dict[str, int]:
-    """A preview; a stack that was made for its sake is removed again."""
+    """A preview; a stack that was made for its sake is removed again, a configuration that was there stays."""
+    configured = (PROJECT / f"Pulumi.{name}.yaml").exists()
     stack = _ensure_stack(workspace, name)
     try:
         summary = stack.preview(on_output=on_output, on_event=on_event, color="never").change_summary
     finally:
         if is_new:
-            workspace.remove_stack(name)
+            workspace.remove_stack(name, preserve_config=configured)
     return {str(getattr(op, "value", op)): count for op, count in summary.items()}
 
 

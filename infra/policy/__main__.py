@@ -29,5 +29,4 @@ def policy(rule: Rule) -> Any:
     )
 
 
-if __name__ == "__main__":
-    PolicyPack("finetune-phi", [policy(rule) for rule in RULES])  # starts the server that the engine asks
+PolicyPack("finetune-phi", [policy(rule) for rule in RULES])  # starts the server that the engine asks

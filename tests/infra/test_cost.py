@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import requests
 
-from infra import cost, prices
+from infra import cost, environment, prices
 from infra.cli import UserError
 from infra.cost import Resource
 from infra.prices import Prices
@@ -230,3 +231,25 @@ def test_a_preview_of_a_new_stack_is_priced_and_leaves_nothing(azure: LocalAzure
         f"vm/{SIZE}/low-priority",
     }
     assert not (prices.FILE.parent.parent / "Pulumi.cost-test.yaml").exists()
+
+
+@pytest.mark.parametrize("configured", [True, False])
+def test_a_preview_of_a_new_stack_keeps_a_configuration_that_was_there(
+    configured: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed: list[tuple[str, bool]] = []
+    stack = SimpleNamespace(preview=lambda **_: SimpleNamespace(change_summary={"create": 1}))
+    workspace: Any = SimpleNamespace(remove_stack=lambda name, preserve_config: removed.append((name, preserve_config)))
+    monkeypatch.setattr(environment, "PROJECT", tmp_path)
+    monkeypatch.setattr(environment, "_ensure_stack", lambda *_: stack)
+    if configured:
+        (tmp_path / "Pulumi.x.yaml").touch()
+    assert environment._preview_only(workspace, "x", True) == {"create": 1}
+    assert removed == [("x", configured)]
+
+
+def test_bringing_up_says_the_price_before_it_asks(capsys: pytest.CaptureFixture[str]) -> None:
+    made = {"type": REGISTRY.type, "urn": "urn:pulumi:x::p::t::cr", "new": SimpleNamespace(inputs=REGISTRY.inputs)}
+    event: Any = SimpleNamespace(resource_pre_event=SimpleNamespace(metadata=SimpleNamespace(**made)))
+    cost.tell([event, SimpleNamespace(resource_pre_event=None)])  # type: ignore[list-item]
+    assert "fixed per month: unpriced: container-registry/Standard" in capsys.readouterr().err
