@@ -27,6 +27,7 @@ SIZE: dict[str, Any] = {
 }
 OWNER = {"actions": ["*"], "notActions": [], "dataActions": [], "notDataActions": []}
 CONTRIBUTOR = {**OWNER, "notActions": ["Microsoft.Authorization/*/Write", "Microsoft.Authorization/*/Delete"]}
+GRANTER = {**OWNER, "actions": ["*/read", "Microsoft.Authorization/roleAssignments/*"]}
 BLOBS = {**OWNER, "actions": [], "dataActions": [preflight_azure.BLOB_WRITE]}
 SETTINGS = Settings(
     project="finetune-phi",
@@ -96,6 +97,7 @@ def test_where_all_is_well_only_what_cannot_be_asked_is_left() -> None:
         ("providers", "blocking", f"{BASE}/providers", []),
         ("rights", "blocking", f"{BASE}/providers/Microsoft.Authorization/permissions", [CONTRIBUTOR, BLOBS]),
         ("rights", "blocking", f"{BASE}/providers/Microsoft.Authorization/permissions", []),
+        ("rights", "blocking", f"{BASE}/providers/Microsoft.Authorization/permissions", [GRANTER, BLOBS]),
         ("blob-role", "warning", f"{BASE}/providers/Microsoft.Authorization/permissions", [OWNER]),
         ("region-size", "blocking", f"{ML}/vmSizes", [{**SIZE, "name": "Standard_DS3_v2"}]),
         ("region-size", "unknown", f"{ML}/vmSizes", []),
