@@ -158,7 +158,7 @@ class Rollout:
             auth_mode="aad_token",
             identity=IdentityConfiguration(
                 type="user_assigned",
-                user_assigned_identities=[ManagedIdentityConfiguration(resource_id=self.outputs.identity_id)],
+                user_assigned_identities=[ManagedIdentityConfiguration(resource_id=self.outputs.serving_identity_id)],
             ),
             tags={**TAGS, "stack": self.outputs.stack},
         )

@@ -1,4 +1,4 @@
-"""The GPU cluster on which jobs run."""
+"""The clusters on which jobs run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from infra.settings import Compute
 
 @dataclass(frozen=True)
 class ClusterArgs:
-    """Where the cluster belongs, who its nodes are, and what it is like."""
+    """Where a cluster belongs, who its nodes are, and what it is like."""
 
     resource_group: pulumi.Input[str]
     workspace: pulumi.Input[str]

@@ -24,7 +24,12 @@ LIMITS = {
     "application_insights": 255,
     "container_registry": 50,
     "identity": 128,
+    "training_identity": 128,
+    "serving_identity": 128,
+    "github_identity": 128,
     "workspace": 33,
+    "chat_store": 44,
+    "budget": 63,
 }
 
 
@@ -39,7 +44,12 @@ class Names:
     application_insights: str
     container_registry: str
     identity: str
+    training_identity: str
+    serving_identity: str
+    github_identity: str
     workspace: str
+    chat_store: str
+    budget: str
 
     @classmethod
     def of(cls, workload: str, stack: str) -> Names:
@@ -53,7 +63,12 @@ class Names:
             application_insights=_dashed("appi", middle, "application_insights"),
             container_registry=_plain("cr", middle, "container_registry"),
             identity=_dashed("id", middle, "identity"),
+            training_identity=_dashed("id-train", middle, "training_identity"),
+            serving_identity=_dashed("id-serve", middle, "serving_identity"),
+            github_identity=_dashed("id-github", middle, "github_identity"),
             workspace=_dashed("mlw", middle, "workspace"),
+            chat_store=_dashed("cosno", middle, "chat_store"),
+            budget=_dashed("budget", middle, "budget"),
         )
 
 

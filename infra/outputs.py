@@ -24,12 +24,17 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class StackOutputs:
-    """The names and ids of one stack's resources. All fields are strings; ids are whole ARM ids."""
+    """The names and ids of one stack's resources.
+
+    All fields are strings; ids are whole ARM ids. `expires_on`, `github_client_id`, `cpu_compute` and `chat_store` (the
+    Cosmos DB account's address) are empty where the stack has none. With the guide's grants both identities are one.
+    """
 
     stack: str
     tenant_id: str
     subscription_id: str
     location: str
+    expires_on: str
     resource_group: str
     workspace: str
     workspace_id: str
@@ -38,11 +43,18 @@ class StackOutputs:
     log_analytics: str
     application_insights: str
     container_registry: str
-    identity_id: str
-    identity_client_id: str
-    identity_principal_id: str
+    container_registry_id: str
+    training_identity_id: str
+    training_identity_client_id: str
+    training_identity_principal_id: str
+    serving_identity_id: str
+    serving_identity_client_id: str
+    serving_identity_principal_id: str
+    github_client_id: str
     compute: str
     compute_size: str
+    cpu_compute: str
+    chat_store: str
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], *, source: str) -> StackOutputs:

@@ -21,9 +21,23 @@ class Role(StrEnum):
     STORAGE_BLOB_DATA_READER = "2a2b9908-6ea1-4ae2-8e65-a410df84e7d1"
     STORAGE_BLOB_DATA_CONTRIBUTOR = "ba92f5b4-2d11-453d-a403-e96b0029c9fe"
     ACR_PULL = "7f951dda-4ed3-4680-a7ca-43fe172d538d"
+    AZUREML_METRICS_WRITER = "635dd51f-9968-44d3-b7fb-6d9a6bd613ae"
+    AZUREML_DATA_SCIENTIST = "f6c7c914-8db3-469d-8ca1-694a8f32e121"
+    MANAGED_IDENTITY_OPERATOR = "f1a07417-d97a-45cb-824c-7a7467783830"
 
 
-Scope = Literal["resource_group", "storage_account", "container_registry"]
+ScopeName = Literal["resource_group", "storage_account", "container_registry", "workspace"]
+
+
+@dataclass(frozen=True)
+class Scope:
+    """A place that roles are granted on, and the resource that takes their assignments with it when it is deleted."""
+
+    id: pulumi.Input[str]
+    deleted_with: pulumi.Resource | None
+
+
+Scopes = Mapping[ScopeName, Scope]
 
 
 @dataclass(frozen=True)
@@ -32,26 +46,40 @@ class Grant:
 
     name: str
     role: Role
-    scope: Scope
+    scope: ScopeName
     reason: str
 
 
-GUIDE = (
-    Grant("contributor", Role.CONTRIBUTOR, "resource_group", "jobs and endpoints manage what they run on"),
-    Grant("blob-reader", Role.STORAGE_BLOB_DATA_READER, "storage_account", "jobs and endpoints read data and models"),
-    Grant("acr-pull", Role.ACR_PULL, "container_registry", "nodes and endpoints pull their images"),
-)
-
+CONTRIBUTOR = Grant("contributor", Role.CONTRIBUTOR, "resource_group", "jobs and endpoints manage what they run on")
+BLOB_READER = Grant("blob-reader", Role.STORAGE_BLOB_DATA_READER, "storage_account", "it reads data and models")
+ACR_PULL = Grant("acr-pull", Role.ACR_PULL, "container_registry", "nodes and endpoints pull their images")
 BLOB_WRITER = Grant(
     "blob-contributor",
     Role.STORAGE_BLOB_DATA_CONTRIBUTOR,
     "storage_account",
     "the datastores are identity-based, so a job writes its outputs as its own identity, and Reader may not write",
 )
+METRICS_WRITER = Grant(
+    "metrics-writer", Role.AZUREML_METRICS_WRITER, "workspace", "an endpoint reports its metrics to the workspace"
+)
+
+GUIDE = (CONTRIBUTOR, BLOB_READER, ACR_PULL)  # one identity for jobs and endpoints
+LEAST_TRAINING = (BLOB_WRITER, ACR_PULL)
+LEAST_SERVING = (BLOB_READER, ACR_PULL, METRICS_WRITER)
+GITHUB = (
+    Grant("data-scientist", Role.AZUREML_DATA_SCIENTIST, "workspace", "it submits jobs, registers models and deploys"),
+    Grant(BLOB_WRITER.name, BLOB_WRITER.role, BLOB_WRITER.scope, "it uploads code and data"),
+    Grant(
+        "identity-operator",
+        Role.MANAGED_IDENTITY_OPERATOR,
+        "resource_group",
+        "it hands the stack's identities to jobs and endpoints",
+    ),
+)
 
 
-def grants(datastore_auth: str) -> tuple[Grant, ...]:
-    """What the identity of jobs and endpoints is granted."""
+def guide(datastore_auth: str) -> tuple[Grant, ...]:
+    """The guide's three roles, and the right to write where jobs could not write without it."""
     return (*GUIDE, BLOB_WRITER) if datastore_auth == "Identity" else GUIDE
 
 
@@ -59,7 +87,7 @@ def assign(
     name: str,
     grant: Grant,
     *,
-    scopes: Mapping[Scope, pulumi.Input[str]],
+    scopes: Scopes,
     subscription_id: pulumi.Input[str],
     principal_id: pulumi.Input[str],
     principal_type: str,
@@ -72,13 +100,14 @@ def assign(
     The principal's type is always said: the SDK's default is User, with which ARM looks a fresh identity up too early
     and answers PrincipalNotFound.
     """
+    scope = scopes[grant.scope]
     return authorization.RoleAssignment(
         name,
-        scope=scopes[grant.scope],
+        scope=scope.id,
         role_definition_id=pulumi.Output.concat(
             "/subscriptions/", subscription_id, "/providers/Microsoft.Authorization/roleDefinitions/", grant.role.value
         ),
         principal_id=principal_id,
         principal_type=principal_type,
-        opts=pulumi.ResourceOptions(parent=parent, delete_before_replace=True),
+        opts=pulumi.ResourceOptions(parent=parent, delete_before_replace=True, deleted_with=scope.deleted_with),
     )

@@ -1,4 +1,4 @@
-"""The Azure ML workspace and the five resources that it stands on."""
+"""The Azure ML workspace and the resources that it stands on."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pulumi_azure_native import (
 )
 
 from infra.naming import LIMITS, SUFFIX, Names
+from infra.settings import SharedRegistry
 
 LOG_RETENTION_DAYS = 30  # the least that this pricing tier takes
 
@@ -28,6 +29,8 @@ class WorkspaceArgs:
     location: str
     tenant_id: pulumi.Input[str]
     datastore_auth: str
+    purge_protection: bool = False
+    registry: SharedRegistry | None = None  # None for one of its own
 
     def check(self) -> None:
         """Raise ValueError for what Azure would refuse half-way through."""
@@ -38,7 +41,10 @@ class WorkspaceArgs:
 
 
 class Workspace(pulumi.ComponentResource):
-    """Storage, key vault, Log Analytics, Application Insights, container registry, workspace."""
+    """Storage, key vault, Log Analytics, Application Insights, workspace, and a container registry unless it is shared.
+
+    `container_registry_id` and `_name` are the registry's, whoever's it is.
+    """
 
     def __init__(self, name: str, args: WorkspaceArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         args.check()
@@ -47,7 +53,7 @@ class Workspace(pulumi.ComponentResource):
         self.key_vault = self._key_vault(args)
         self.log_analytics = self._log_analytics(args)
         self.application_insights = self._application_insights(args)
-        self.container_registry = self._container_registry(args)
+        self.container_registry_id, self.container_registry_name = self._container_registry(args)
         self.resource = self._workspace(args)
         self.id, self.name = self.resource.id, self.resource.name
         self.register_outputs({"id": self.id, "name": self.name})
@@ -72,7 +78,6 @@ class Workspace(pulumi.ComponentResource):
         )
 
     def _key_vault(self, args: WorkspaceArgs) -> keyvault.Vault:
-        # `enable_purge_protection=False` is left unsaid: Azure takes true or nothing.
         return keyvault.Vault(
             args.names.key_vault,
             resource_group_name=args.resource_group,
@@ -83,6 +88,7 @@ class Workspace(pulumi.ComponentResource):
                 enable_rbac_authorization=True,
                 enable_soft_delete=True,
                 soft_delete_retention_in_days=7,
+                enable_purge_protection=args.purge_protection or None,  # Azure takes true or nothing
             ),
             opts=self._child(),
         )
@@ -109,8 +115,11 @@ class Workspace(pulumi.ComponentResource):
             opts=self._child(),
         )
 
-    def _container_registry(self, args: WorkspaceArgs) -> containerregistry.Registry:
-        return containerregistry.Registry(
+    def _container_registry(self, args: WorkspaceArgs) -> tuple[pulumi.Output[str], pulumi.Output[str]]:
+        """The id and the name of the registry, which is made here unless it is shared."""
+        if args.registry:
+            return pulumi.Output.from_input(args.registry.id), pulumi.Output.from_input(args.registry.name)
+        made = containerregistry.Registry(
             args.names.container_registry,
             resource_group_name=args.resource_group,
             location=args.location,
@@ -118,6 +127,7 @@ class Workspace(pulumi.ComponentResource):
             admin_user_enabled=False,
             opts=self._child(),
         )
+        return made.id, made.name
 
     def _workspace(self, args: WorkspaceArgs) -> machinelearningservices.Workspace:
         return machinelearningservices.Workspace(
@@ -130,7 +140,7 @@ class Workspace(pulumi.ComponentResource):
             storage_account=self.storage_account.id,
             key_vault=self.key_vault.id,
             application_insights=self.application_insights.id,
-            container_registry=self.container_registry.id,
+            container_registry=self.container_registry_id,
             # The SDK's enum: Azure wants `Identity` and ignores `identity`.
             system_datastores_auth_mode=machinelearningservices.SystemDatastoresAuthMode(args.datastore_auth),
             public_network_access=machinelearningservices.PublicNetworkAccessType.ENABLED,

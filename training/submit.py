@@ -152,9 +152,9 @@ def build_job(plan: Plan, code: Path, environment: Any) -> Any:
         experiment_name="finetune-phi",
         display_name=f"{plan.recipe.name}-{plan.recipe.fingerprint[:6]}",
         tags=plan.tags,
-        identity=ManagedIdentityConfiguration(client_id=outputs.identity_client_id),
+        identity=ManagedIdentityConfiguration(client_id=outputs.training_identity_client_id),
         # azure-identity picks the user-assigned identity by its client id
-        environment_variables={"AZURE_CLIENT_ID": outputs.identity_client_id, "PYTHONUNBUFFERED": "1"},
+        environment_variables={"AZURE_CLIENT_ID": outputs.training_identity_client_id, "PYTHONUNBUFFERED": "1"},
         instance_count=job.instance_count,
         shm_size=job.shm_size,
         timeout=job.timeout_minutes * 60,

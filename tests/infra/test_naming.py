@@ -18,6 +18,11 @@ RULES = {
     "application_insights": r"[-\w.()]{1,254}",
     "container_registry": r"[a-zA-Z0-9]{5,50}",
     "identity": r"[a-zA-Z0-9][-\w]{2,127}",
+    "training_identity": r"[a-zA-Z0-9][-\w]{2,127}",
+    "serving_identity": r"[a-zA-Z0-9][-\w]{2,127}",
+    "github_identity": r"[a-zA-Z0-9][-\w]{2,127}",
+    "chat_store": r"[a-z0-9][a-z0-9-]{1,42}[a-z0-9]",
+    "budget": r"[a-zA-Z0-9_-]{1,63}",
     "workspace": r"[a-zA-Z0-9][-\w]{2,32}",
 }
 

@@ -87,7 +87,7 @@ def test_the_cluster_costs_nothing_while_idle_and_runs_as_the_identity(pulumi: C
     properties = cluster["properties"]["properties"]
     assert properties["scaleSettings"] == {"minNodeCount": 0, "maxNodeCount": 1, "nodeIdleTimeBeforeScaleDown": "PT5M"}
     assert properties["vmPriority"] == "LowPriority"
-    assert list(cluster["identity"]["userAssignedIdentities"]) == [pulumi.outputs()["identity_id"]]
+    assert list(cluster["identity"]["userAssignedIdentities"]) == [pulumi.outputs()["training_identity_id"]]
 
 
 def test_storage_registry_and_vault_are_closed(pulumi: Cli) -> None:
@@ -162,20 +162,21 @@ def test_a_preview_of_a_new_stack_asks_arm_for_no_change(pulumi: Cli) -> None:
     assert pulumi.arm.requests == []
 
 
-def test_destroy_deletes_dependents_first_and_leaves_nothing(pulumi: Cli) -> None:
+def test_destroy_deletes_the_group_and_azure_the_rest(pulumi: Cli) -> None:
     pulumi.up()
+    group = f"/subscriptions/{SUBSCRIPTION}/resourceGroups/{pulumi.outputs()['resource_group']}"
     assert pulumi("destroy", "--yes")[0] == 0
+    assert pulumi.arm.changes("DELETE") == [group]
     assert pulumi.arm.resources == {}
-    gone = pulumi.arm.changes("DELETE")
+    assert pulumi.state() == []
 
-    def when(part: str) -> int:
-        return next(number for number, path in enumerate(gone) if part in path.rsplit("/", 2)[-2])
 
-    assert when("computes") < when("workspaces") < when("vaults")
-    assert "/resourceGroups/" in gone[-1] and "/providers/" not in gone[-1]
-    for index, path in enumerate(gone):
-        if ROLES in path:
-            assert index < when("userAssignedIdentities")
+def test_everything_is_deleted_with_the_group(pulumi: Cli) -> None:
+    pulumi.up(chatStore=True, grants="least", budgetAmount=100, budgetEmails=["a@b.example"], budgetStart="2026-11-01")
+    (group,) = [one["urn"] for one in pulumi.state() if one["type"].endswith(":ResourceGroup")]
+    for one in pulumi.state():
+        if one["custom"] and one["urn"] != group and one["type"].startswith("azure-native:"):
+            assert one["deleted_with"] == group, one["urn"]
 
 
 @pytest.mark.parametrize(
@@ -190,6 +191,18 @@ def test_destroy_deletes_dependents_first_and_leaves_nothing(pulumi: Cli) -> Non
         ("workload", "Far-Too-Long", "2-8 lower-case letters"),
         ("deployer", "me@example.org", "object id"),
         ("computeSizes", "x", "computeSize,"),
+        ("grants", "all", "guide or least"),
+        ("cpuName", "cpu-2", "cpu-cluster"),
+        ("cpuMaxNodes", -1, "from 0 to 100"),
+        ("containerRegistry", "crshared", "whole ARM id"),
+        ("githubSubject", "contoso/finetune-phi", "repo:OWNER/NAME"),
+        ("ttlHours", -1, "from 0 to"),
+        ("expiresOn", "tomorrow", "2026-11-30T12:00:00Z"),
+        ("expiresOn", "2026-02-30T12:00:00Z", "2026-11-30T12:00:00Z"),
+        ("budgetEmails", "someone", "array"),
+        ("budgetEmails", ["someone"], "addresses"),
+        ("budgetStart", "2026-11-02", "first day of a month"),
+        ("owner", "x" * 257, "256 characters"),
     ],
 )
 def test_bad_configuration_is_one_sentence_before_anything_is_created(
@@ -199,5 +212,27 @@ def test_bad_configuration_is_one_sentence_before_anything_is_created(
     code, _, err = pulumi("up", "--yes")
     assert code != 0
     assert key in err and allowed in err
+    assert "Traceback" not in err
+    assert pulumi.arm.requests == []
+
+
+@pytest.mark.parametrize(
+    ("key", "config", "allowed"),
+    [
+        ("budgetEmails", {"budgetAmount": 100, "budgetStart": "2026-11-01"}, "1 to 50 addresses"),
+        ("budgetStart", {"budgetAmount": 100, "budgetEmails": ["a@b.example"]}, "this month's first day"),
+        ("purgeProtection", {"purgeProtection": True, "ttlHours": 48}, "false while `ttlHours`"),
+        ("purgeProtection", {"purgeProtection": True, "expiresOn": "2026-11-30T12:00:00Z"}, "false while"),
+        ("datastoreAuth", {"grants": "least", "datastoreAuth": "AccessKey"}, "Identity while `grants` is least"),
+        ("cpuName", {"cpuMaxNodes": 1, "cpuName": "GPU-cluster"}, "another name"),
+    ],
+)
+def test_keys_that_contradict_one_another_are_refused_before_anything_is_created(
+    pulumi: Cli, key: str, config: dict[str, Any], allowed: str
+) -> None:
+    pulumi.configure(**config)
+    code, _, err = pulumi("up", "--yes")
+    assert code != 0
+    assert f"`{key}`" in err and allowed in err
     assert "Traceback" not in err
     assert pulumi.arm.requests == []

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from infra.roles import Role, grants
+import pytest
+
+from infra import roles
+from infra.roles import Grant, Role
 
 
 def test_role_ids_are_azures() -> None:
@@ -11,17 +14,35 @@ def test_role_ids_are_azures() -> None:
         "STORAGE_BLOB_DATA_READER": "2a2b9908-6ea1-4ae2-8e65-a410df84e7d1",
         "STORAGE_BLOB_DATA_CONTRIBUTOR": "ba92f5b4-2d11-453d-a403-e96b0029c9fe",
         "ACR_PULL": "7f951dda-4ed3-4680-a7ca-43fe172d538d",
+        "AZUREML_METRICS_WRITER": "635dd51f-9968-44d3-b7fb-6d9a6bd613ae",
+        "AZUREML_DATA_SCIENTIST": "f6c7c914-8db3-469d-8ca1-694a8f32e121",
+        "MANAGED_IDENTITY_OPERATOR": "f1a07417-d97a-45cb-824c-7a7467783830",
     }
 
 
-def test_the_table_of_grants() -> None:
-    guide = [
-        ("CONTRIBUTOR", "resource_group"),
-        ("STORAGE_BLOB_DATA_READER", "storage_account"),
-        ("ACR_PULL", "container_registry"),
-    ]
-    assert [(grant.role.name, grant.scope) for grant in grants("AccessKey")] == guide
-    assert [(grant.role.name, grant.scope) for grant in grants("Identity")] == [
-        *guide,
-        ("STORAGE_BLOB_DATA_CONTRIBUTOR", "storage_account"),
-    ]
+READ = ("STORAGE_BLOB_DATA_READER", "storage_account")
+WRITE = ("STORAGE_BLOB_DATA_CONTRIBUTOR", "storage_account")
+PULL = ("ACR_PULL", "container_registry")
+CONTRIBUTE = ("CONTRIBUTOR", "resource_group")
+
+
+@pytest.mark.parametrize(
+    ("grants", "wanted"),
+    [
+        (roles.guide("AccessKey"), [CONTRIBUTE, READ, PULL]),
+        (roles.guide("Identity"), [CONTRIBUTE, READ, PULL, WRITE]),
+        (roles.LEAST_TRAINING, [WRITE, PULL]),
+        (roles.LEAST_SERVING, [READ, PULL, ("AZUREML_METRICS_WRITER", "workspace")]),
+        (
+            roles.GITHUB,
+            [
+                ("AZUREML_DATA_SCIENTIST", "workspace"),
+                WRITE,
+                ("MANAGED_IDENTITY_OPERATOR", "resource_group"),
+            ],
+        ),
+    ],
+)
+def test_the_table_of_grants(grants: tuple[Grant, ...], wanted: list[tuple[str, str]]) -> None:
+    assert [(grant.role.name, grant.scope) for grant in grants] == wanted
+    assert all(grant.reason for grant in grants)
