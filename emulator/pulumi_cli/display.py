@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from emulator.pulumi_cli import wire
 from emulator.pulumi_cli.engine import Step
+from emulator.pulumi_provider import wire
 
 _SIGNS = {"create": "+", "update": "~", "replace": "+-", "delete": "-", "delete-replaced": "-", "same": " "}
 _DONE = {

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from emulator.pulumi_cli import wire
 from emulator.pulumi_cli.engine import Step
+from emulator.pulumi_provider import wire
 
 
 class Sink(Protocol):

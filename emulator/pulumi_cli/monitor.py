@@ -7,12 +7,12 @@ from typing import Any
 
 from google.protobuf import empty_pb2  # type: ignore[import-untyped]
 from pulumi.runtime import mocks
-from pulumi.runtime.proto import engine_pb2, resource_pb2
+from pulumi.runtime.proto import engine_pb2, provider_pb2, resource_pb2
 from pulumi.runtime.settings import get_project, get_stack
 
-from emulator.pulumi_cli import wire
 from emulator.pulumi_cli.engine import Engine, Goal
 from emulator.pulumi_cli.errors import CliError
+from emulator.pulumi_provider import wire
 from emulator.pulumi_provider.arm import ArmError
 from emulator.pulumi_provider.provider import ProviderError
 from emulator.pulumi_provider.values import has_unknown
@@ -71,8 +71,8 @@ class EngineMonitor(mocks.MockMonitor):
         try:
             values = self.engine.provider.invoke(request.tok, arguments)
         except (ArmError, ProviderError, OSError) as error:
-            self.engine.failures.append(f"{request.tok}: {error}")
-            raise CliError(self.engine.failures[-1]) from None
+            # Not a failure of the engine: the program may have another way, or a better sentence.
+            return resource_pb2.ResourceInvokeResponse(failures=[provider_pb2.CheckFailure(reason=str(error))])
         return resource_pb2.ResourceInvokeResponse(**{"return": wire.encode(values)})
 
     def _urn(self, request: Any) -> str:

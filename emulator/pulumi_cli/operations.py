@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from emulator.pulumi_cli import display, wire
+from emulator.pulumi_cli import display
 from emulator.pulumi_cli.engine import Engine, Step
 from emulator.pulumi_cli.errors import CliError
 from emulator.pulumi_cli.events import EventLog, step_metadata
 from emulator.pulumi_cli.project import Project
 from emulator.pulumi_cli.state import Stack
+from emulator.pulumi_provider import wire
 
 
 @dataclass(frozen=True)
