@@ -21,6 +21,7 @@ def check(registry: SharedRegistry, *, subscription_id: str) -> None:
         containerregistry.get_registry(registry_name=registry.name, resource_group_name=registry.resource_group)
     except Exception as error:  # the SDK has no class of its own for a lookup that failed
         raise UserError(
-            f"the configuration key `containerRegistry` names {registry.id}, which cannot be read: {error}",
+            f"the configuration key `containerRegistry` names {registry.id}: no such registry is there, or you may not "
+            "read it; allowed is the whole id of one",
             next_command="az acr list --query [].id -o tsv, then pulumi config set containerRegistry ID",
         ) from error

@@ -30,6 +30,7 @@ SIZES = {
     "Standard_NC4as_T4_v3": ("standardNCAST4v3Family", 4, 1, 28.0),
     "Standard_NC16as_T4_v3": ("standardNCAST4v3Family", 16, 1, 110.0),
     "Standard_NC6s_v3": ("standardNCSv3Family", 6, 1, 112.0),
+    "Standard_D4ds_v5": ("standardDDSv5Family", 4, 0, 16.0),
     "Standard_DS3_v2": ("standardDSv2Family", 4, 0, 14.0),
     "Standard_E4s_v3": ("standardESv3Family", 4, 0, 32.0),
     "Standard_E16s_v3": ("standardESv3Family", 16, 0, 128.0),

@@ -1,9 +1,10 @@
-"""A copy of the project in a temporary folder, a `pulumi` in process, and a fake ARM behind it."""
+"""A copy of the project in a temporary folder, a `pulumi` in process, and the emulator's ARM behind it."""
 
 from __future__ import annotations
 
 import gc
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import yaml
 
 from emulator.pulumi_cli.__main__ import main
 from emulator.pulumi_provider.arm import ArmClient
-from tests.infra.fake_arm import ENVIRONMENT, FakeArm
+from tests.support.arm_in_process import ArmInProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,7 +24,7 @@ class Cli:
     """`pulumi` in a project; each call gives its exit code and what it printed."""
 
     project: Path
-    arm: FakeArm
+    arm: ArmInProcess
     capsys: pytest.CaptureFixture[str]
 
     def __call__(self, *arguments: str) -> tuple[int, str, str]:
@@ -67,16 +68,18 @@ class Cli:
 
 
 @pytest.fixture
-def arm(monkeypatch: pytest.MonkeyPatch) -> FakeArm:
-    fake = FakeArm()
-    monkeypatch.setattr(ArmClient, "send", lambda client, method, url, **more: fake.send(client, method, url, **more))
-    for name, value in ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
-    return fake
+def arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ArmInProcess]:
+    with ArmInProcess(tmp_path / "azure") as made:
+        monkeypatch.setattr(ArmClient, "send", lambda _, method, url, **more: made.send(method, url, **more))
+        for name, value in made.environment.items():
+            monkeypatch.setenv(name, value)
+        yield made
 
 
 @pytest.fixture
-def pulumi(arm: FakeArm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+def pulumi(
+    arm: ArmInProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Cli:
     """The repository's program, with a stack `test` that is new."""
     project = tmp_path / "project"
     project.mkdir()

@@ -9,12 +9,13 @@ import pytest
 
 from infra.roles import Role
 from tests.infra.conftest import Cli
-from tests.infra.fake_arm import DEPLOYER, SUBSCRIPTION
 from tests.infra.test_program import ROLES
+from tests.support.arm_in_process import SUBSCRIPTION
 
 SHARED = (
     f"/subscriptions/{SUBSCRIPTION}/resourceGroups/rg-shared/providers/Microsoft.ContainerRegistry/registries/crshared"
 )
+DEPLOYER = "33333333-0000-4000-8000-000000000003"  # a person
 BUDGET = {"budgetAmount": 500, "budgetEmails": ["ml@contoso.example"], "budgetStart": "2026-11-01"}
 
 
@@ -29,7 +30,8 @@ def granted(pulumi: Cli, principal: str) -> set[tuple[str, str]]:
 
 
 def share_a_registry(pulumi: Cli) -> None:
-    pulumi.arm.resources[SHARED] = {"id": SHARED, "name": "crshared", "location": "eastus2", "properties": {}}
+    pulumi.arm.put(SHARED.split("/providers/")[0] + "?api-version=2024-03-01", {"location": "eastus2"})
+    pulumi.arm.put(f"{SHARED}?api-version=2023-07-01", {"location": "eastus2", "sku": {"name": "Premium"}})
 
 
 # --- grants ---------------------------------------------------------------------------------------------------------
@@ -150,13 +152,14 @@ def test_a_budgets_start_is_not_moved_once_it_exists(pulumi: Cli) -> None:
 
 def test_a_shared_registry_is_used_and_survives_the_stack(pulumi: Cli) -> None:
     share_a_registry(pulumi)
+    before = set(pulumi.arm.resources)
     pulumi.up(containerRegistry=SHARED)
     workspace = pulumi.arm.only("Microsoft.MachineLearningServices/workspaces")
     assert workspace["properties"]["containerRegistry"] == SHARED
     assert [one for one in pulumi.arm.resources if "/registries/" in one and ROLES not in one] == [SHARED]
     assert pulumi.outputs()["container_registry"] == "crshared"
     assert pulumi("destroy", "--yes")[0] == 0
-    assert list(pulumi.arm.resources) == [SHARED]  # its role assignment went, though not with the group
+    assert set(pulumi.arm.resources) == before  # its role assignment went, though not with the group
 
 
 def test_a_shared_registry_that_does_not_exist_is_refused_before_anything_is_created(pulumi: Cli) -> None:

@@ -10,8 +10,9 @@ import pytest
 from infra.outputs import StackOutputs
 from infra.roles import Role
 from tests.infra.conftest import Cli
-from tests.infra.fake_arm import DEPLOYER, SUBSCRIPTION
+from tests.support.arm_in_process import SUBSCRIPTION
 
+DEPLOYER = "33333333-0000-4000-8000-000000000003"  # a person
 ROLES = "/providers/Microsoft.Authorization/roleAssignments/"
 
 
