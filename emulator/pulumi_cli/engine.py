@@ -18,7 +18,6 @@ from emulator.pulumi_cli.errors import CliError
 from emulator.pulumi_cli.state import Resource, Stack
 from emulator.pulumi_provider.arm import ArmError
 from emulator.pulumi_provider.provider import AzureNative, ProviderError
-from emulator.pulumi_provider.values import UNKNOWN
 
 Values = dict[str, Any]
 
@@ -147,7 +146,7 @@ class Engine:
                 pending is not None and not self.preview and pending.id == self.provider.identifier(goal.type, inputs)
             )
             return self._create(goal, inputs, adopt=again)
-        diff = self.provider.diff(goal.type, old.inputs, inputs)
+        diff = self.provider.diff(goal.type, goal.name, old.inputs, inputs)
         forced = paths.differ(old.inputs, inputs, goal.replace_on_changes)
         if diff.replacing or forced:
             return self._replace(goal, old, diff.changed)
@@ -271,18 +270,18 @@ class Engine:
         for one in list(self.stack.snapshot.resources):
             if not one.custom:
                 continue
-            outputs = self.provider.read(one.type, one.id)
-            if outputs is None:
+            found = self.provider.read(one.type, one.id, one.inputs, one.outputs)
+            if found is None:
                 if not self.preview:
                     with self.stack.changing() as snapshot:
                         snapshot.resources.remove(one)
                 self._step("delete", one)
                 continue
-            changed = tuple(key for key in one.inputs if key in outputs and outputs[key] != one.outputs.get(key))
+            inputs, outputs = found
+            changed = self.provider.diff(one.type, one.name, one.inputs, inputs).changed
             if changed and not self.preview:
                 with self.stack.changing():
-                    one.inputs.update({key: outputs[key] for key in changed if key != "identity"})
-                    one.outputs = outputs
+                    one.inputs, one.outputs = inputs, outputs
             self._step("update" if changed else "same", one, changed)
 
     # --- reporting ----------------------------------------------------------------------------------------------
@@ -334,4 +333,4 @@ def _dependents_first(resources: list[Resource]) -> list[Resource]:
     return ordered[::-1]
 
 
-__all__ = ["UNKNOWN", "Engine", "Goal", "Step"]
+__all__ = ["Engine", "Goal", "Step"]

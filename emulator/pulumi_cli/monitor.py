@@ -57,12 +57,12 @@ class EngineMonitor(mocks.MockMonitor):
 
     def ReadResource(self, request: Any) -> Any:
         try:
-            outputs = self.engine.provider.read(request.type, request.id)
+            found = self.engine.provider.read(request.type, request.id, {}, {})
         except (ArmError, ProviderError) as error:
             raise CliError(f"reading {request.type} {request.name}: {error}") from None
-        if outputs is None:
+        if found is None:
             raise CliError(f"reading {request.type} {request.name}: there is no resource {request.id}")
-        return resource_pb2.ReadResourceResponse(urn=self._urn(request), properties=wire.encode(outputs))
+        return resource_pb2.ReadResourceResponse(urn=self._urn(request), properties=wire.encode(found[1]))
 
     def Invoke(self, request: Any) -> Any:
         arguments, _ = wire.decode(request.args)

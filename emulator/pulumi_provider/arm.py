@@ -25,6 +25,11 @@ class ArmError(Exception):
         super().__init__(f"{code}: {message}")
         self.status, self.code, self.message = status, code, message
 
+    @property
+    def begun(self) -> bool:
+        """ARM took the request, and its long-running operation failed."""
+        return self.status == 200
+
 
 @dataclass(frozen=True)
 class Credentials:

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import secrets
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from emulator.pulumi_provider import translate
+from emulator.pulumi_provider import changes, translate
 from emulator.pulumi_provider.arm import ArmClient, ArmError
 from emulator.pulumi_provider.resources import RESOURCES, ResourceType, canonical
-from emulator.pulumi_provider.values import UNKNOWN, has_unknown
 
 Values = dict[str, Any]
 
@@ -27,10 +27,17 @@ class ProviderError(Exception):
 
 @dataclass(frozen=True)
 class Diff:
-    """Which arguments differ, and which of them need a new resource."""
+    """What differs.
 
+    changed, replacing: arguments, and those of them that need a new resource.
+    paths: each property that differs, and how.
+    delete_first: the new resource would have the old one's id, so both cannot exist at once.
+    """
+
+    paths: Mapping[str, changes.Kind]
     changed: tuple[str, ...]
     replacing: tuple[str, ...]
+    delete_first: bool
 
 
 class AzureNative:
@@ -58,15 +65,15 @@ class AzureNative:
                 raise ProviderError(f"{token} {name!r} lacks the required argument {argument!r}")
         return inputs
 
-    def diff(self, token: str, olds: Mapping[str, Any], news: Mapping[str, Any]) -> Diff:
+    def diff(self, token: str, name: str, olds: Mapping[str, Any], news: Mapping[str, Any]) -> Diff:
         """What changes between two checked sets of inputs; a value that is not known yet counts as changed."""
-        changed = tuple(
-            key
-            for key in sorted({*olds, *news})
-            if has_unknown(news.get(key)) or _normal(key, olds.get(key)) != _normal(key, news.get(key))
-        )
-        replacing = _kind(token).replacing
-        return Diff(changed, tuple(key for key in changed if key in replacing))
+        kind = _kind(token)
+        paths = changes.between(olds, news)
+        changed = tuple(dict.fromkeys(re.split(r"[.\[]", path)[0] for path in paths))
+        replacing = tuple(key for key in changed if key in kind.replacing)
+        own = str(news.get(kind.name_argument))
+        same_id = not set(kind.path_arguments) & set(changed) and not _is_generated(kind, name, own)
+        return Diff(paths, changed, replacing, delete_first=bool(replacing) and same_id)
 
     def identifier(self, token: str, inputs: Mapping[str, Any]) -> str:
         """The ARM id that a resource with these inputs has."""
@@ -84,11 +91,19 @@ class AzureNative:
         """Make the existing resource hold `inputs`."""
         return self._put(_kind(token), path, inputs)[1]
 
-    def read(self, token: str, path: str) -> Values | None:
-        """The resource's outputs, or None where it is gone."""
+    def read(
+        self, token: str, path: str, inputs: Mapping[str, Any], before: Mapping[str, Any]
+    ) -> tuple[Values, Values] | None:
+        """The resource's inputs and outputs as they are now, or None where it is gone.
+
+        The inputs follow what differs from the outputs `before`, so that the next diff sees what somebody changed.
+        """
         kind = _kind(token)
         answer = self.client.get(path, kind.api_version)
-        return None if answer is None else translate.outputs(kind, answer)
+        if answer is None:
+            return None
+        outputs = translate.outputs(kind, answer)
+        return changes.followed(dict(inputs), dict(before), outputs), outputs
 
     def delete(self, token: str, path: str) -> None:
         """Delete the resource; one that is gone already is fine."""
@@ -150,11 +165,11 @@ def _generated_name(kind: ResourceType, logical: str) -> str:
     return logical if kind.naming == "logical" else logical + secrets.token_hex(4)
 
 
-def _normal(key: str, value: Any) -> Any:
-    """Values as ARM compares them: `West Europe` is `westeurope`, 1.0 is 1."""
-    if key == "location" and isinstance(value, str):
-        return value.replace(" ", "").lower()
-    return value
+def _is_generated(kind: ResourceType, logical: str, name: str) -> bool:
+    """Whether `name` is one of azure-native's own; a new resource gets another."""
+    if kind.naming == "guid":
+        return True
+    return kind.naming == "suffix" and re.fullmatch(re.escape(logical) + "[0-9a-f]{8}", name) is not None
 
 
 def _object_id(token: str) -> str:
@@ -164,4 +179,4 @@ def _object_id(token: str) -> str:
     return str(claims.get("oid", ""))
 
 
-__all__ = ["UNKNOWN", "ArmError", "AzureNative", "Diff", "ProviderError"]
+__all__ = ["ArmError", "AzureNative", "Diff", "ProviderError"]
