@@ -17,7 +17,6 @@ import ctypes
 import json
 import os
 import platform
-import shutil
 import time
 import warnings
 from collections.abc import Mapping
@@ -28,18 +27,23 @@ from typing import TYPE_CHECKING, Any
 from infra import cli
 from infra.cli import REFUSED, WRONG_USE, UserError, say
 from training import recipe as recipes
+from training import tracking
+from training.checkpoints import (
+    CHECKPOINTS,
+    METRICS_FILE,
+    claim_output,
+    finished_metrics,
+    mark_complete,
+    newest_checkpoint,
+    step_of,
+)
 from training.dataset import file_hash, read_conversations
 from training.evaluate import Encoded, Verdict, encode_all, judge, likelihood, load_model
 from training.prompt import stop_ids
 from training.recipe import Recipe
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, TrainerCallback
-
-CHECKPOINTS = "checkpoints"
-RUN_FILE = "run.json"
-METRICS_FILE = "metrics.json"
-COMPLETE_FILE = "complete.json"
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -64,10 +68,10 @@ def train(job: Job) -> dict[str, Any]:
     Raises:
         UserError: data, model or output that cannot be used, checkpoints of another run, a loss that is no number.
     """
-    if finished := finished_metrics(job):
+    if finished := finished_metrics(job.output, job.identity):
         say(f"{job.output} is complete already: nothing to do")
         return finished
-    claim_output(job)
+    claim_output(job.output, job.identity)
     _keep_freed_memory()
     model, tokenizer = _load(job)
     train_rows, eval_rows = _encoded(job, tokenizer)
@@ -87,45 +91,6 @@ def train(job: Job) -> dict[str, Any]:
     save(job, model, tokenizer, metrics)
     _say_verdict(verdict)
     return metrics
-
-
-def finished_metrics(job: Job) -> dict[str, Any] | None:
-    """The metrics of a finished run of the same job in the output folder, else None."""
-    marker = job.output / COMPLETE_FILE
-    if not marker.is_file() or json.loads(marker.read_text())["run"] != job.identity:
-        return None
-    metrics: dict[str, Any] = json.loads((job.output / METRICS_FILE).read_text())
-    return metrics
-
-
-def claim_output(job: Job) -> None:
-    """Make the output folder this job's. Raises UserError if it holds another run's work or cannot be written."""
-    run_file = job.output / CHECKPOINTS / RUN_FILE
-    try:
-        if (job.output / COMPLETE_FILE).is_file() or (
-            run_file.is_file() and json.loads(run_file.read_text()) != job.identity
-        ):
-            raise UserError(
-                f"{job.output} holds the work of another recipe or other data: it is left as it is",
-                next_command="give another --output, or remove that folder",
-                code=WRONG_USE,
-            )
-        run_file.parent.mkdir(parents=True, exist_ok=True)
-        run_file.write_text(json.dumps(job.identity))
-    except OSError as error:
-        raise UserError(f"cannot write to the output folder {job.output}: {error.strerror}") from None
-    except ValueError:
-        raise UserError(f"{run_file} is damaged", next_command=f"rm -r {job.output / CHECKPOINTS}") from None
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint. `trainer_state.json` is written last; a save cut short leaves a note of it."""
-    complete = [
-        path
-        for path in folder.glob("checkpoint-*")
-        if (path / "trainer_state.json").is_file() and not (path / "checkpoint-is-incomplete.txt").exists()
-    ]
-    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 def _keep_freed_memory() -> None:
@@ -174,12 +139,12 @@ def _fit(job: Job, model: PreTrainedModel, tokenizer: Any, rows: list[Encoded]) 
     dataset = _dataset(rows)
     trainer = SFTTrainer(model=model, args=_config(job), train_dataset=dataset, processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_progress())
+    trainer.add_callback(tracking.progress())
     steps = _say_plan(job, trainer, rows)
-    checkpoint = newest_checkpoint(job.output / CHECKPOINTS)
+    checkpoint = newest_checkpoint(job.output)
     if checkpoint:
         say(f"resuming from {checkpoint}")
-    started, done_before = time.monotonic(), int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    started, done_before = time.monotonic(), step_of(checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.monotonic() - started
     if trainer.state.global_step < trainer.state.max_steps:
@@ -245,35 +210,6 @@ def _say_plan(job: Job, trainer: Any, rows: list[Encoded]) -> int:
     return steps
 
 
-def _progress() -> TrainerCallback:
-    """A callback that prints loss, tokens/s and time left at each log, and stops at a loss that is no number."""
-    from transformers import TrainerCallback
-
-    class Progress(TrainerCallback):
-        def __init__(self) -> None:
-            self.begun = (0.0, 0, 0.0)  # when, at which step, at how many tokens
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.begun = (time.monotonic(), state.global_step, 0.0)
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
-            if not logs or "loss" not in logs or not state.is_world_process_zero:
-                return
-            loss = float(logs["loss"])
-            if loss != loss:
-                raise UserError(
-                    f"the loss is no number any more at step {state.global_step}; the last checkpoint is kept",
-                    next_command="run again with --set learning_rate=… (lower)",
-                )
-            seconds = time.monotonic() - self.begun[0]
-            done = state.global_step - self.begun[1]
-            left = seconds / max(done, 1) * (state.max_steps - state.global_step)
-            tokens = f", {logs['num_tokens'] / seconds:,.0f} tokens/s" if "num_tokens" in logs else ""
-            say(f"step {state.global_step}/{state.max_steps}: loss {loss:.4f}{tokens}, {left:.0f} s left")
-
-    return Progress()
-
-
 def save(job: Job, model: PreTrainedModel, tokenizer: Any, metrics: Mapping[str, Any]) -> None:
     """Write model, tokenizer, template, generation config and metrics; the marker last; then drop the checkpoints."""
     if int(os.environ.get("RANK", "0")) != 0:
@@ -283,15 +219,12 @@ def save(job: Job, model: PreTrainedModel, tokenizer: Any, metrics: Mapping[str,
         model.save_pretrained(job.output)
         tokenizer.save_pretrained(job.output)
         (job.output / "recipe.yaml").write_text(job.recipe.as_yaml(), encoding="utf-8")
-        (job.output / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n")
-        files = {path.name: path.stat().st_size for path in sorted(job.output.iterdir()) if path.is_file()}
-        (job.output / COMPLETE_FILE).write_text(json.dumps({"run": job.identity, "files": files}, indent=2) + "\n")
+        mark_complete(job.output, job.identity, metrics)
     except OSError as error:
         raise UserError(
             f"cannot write the model to {job.output}: {error.strerror}; the checkpoints are kept",
             next_command="make room, then run the same command again",
         ) from None
-    shutil.rmtree(job.output / CHECKPOINTS, ignore_errors=True)
 
 
 def _set_generation(model: PreTrainedModel, tokenizer: Any) -> None:
