@@ -27,8 +27,10 @@ class ResourceId:
                 return None
             rest = parts[at + 2 :]
             return cls(_join(parts[:at]), parts[at + 1], tuple(rest[0::2]), tuple(rest[1::2]))
-        if len(parts) in (3, 4) and lowered[2] == "resourcegroups":
-            return cls(_join(parts[:2]), "Microsoft.Resources", ("resourceGroups",), tuple(parts[3:]))
+        if (
+            len(parts) in (3, 4, 5) and lowered[2] == "resourcegroups"
+        ):  # …/resourceGroups/G/resources lists what is in it
+            return cls(_join(parts[:2]), "Microsoft.Resources", ("resourceGroups", *parts[4:]), tuple(parts[3:4]))
         return None
 
     @property
@@ -45,11 +47,19 @@ class ResourceId:
         return self.names[-1]
 
     def __str__(self) -> str:
-        if self.namespace == "Microsoft.Resources" and self.types == ("resourceGroups",):
-            return "/".join((self.scope, "resourceGroups", *self.names))
+        if self.namespace == "Microsoft.Resources" and self.types[0] == "resourceGroups":
+            return "/".join((self.scope, "resourceGroups", *self.names, *self.types[1:]))
         pairs = [part for pair in zip(self.types, self.names, strict=False) for part in pair]
         tail = [self.types[-1]] if self.is_collection else []
         return "/".join((f"{self.scope}/providers/{self.namespace}", *pairs, *tail))
+
+    @property
+    def group(self) -> ResourceId | None:
+        """The resource group that it lies in; None for a group itself and for what lies in no group."""
+        parts = self.scope.split("/")
+        return (
+            ResourceId.parse("/".join(parts[:5])) if len(parts) > 4 and parts[3].lower() == "resourcegroups" else None
+        )
 
     @property
     def parent(self) -> str:
@@ -62,6 +72,11 @@ class ResourceId:
     def action(self) -> tuple[ResourceId, str]:
         """The resource and the action's name, for a POST path such as `…/workspaces/w/listKeys`."""
         return ResourceId(self.scope, self.namespace, self.types[:-1], self.names), self.types[-1]
+
+
+def scope_of(extension: str) -> str:
+    """What a role assignment, a lock or a budget is made on, by its id."""
+    return extension[: extension.lower().rindex("/providers/")]
 
 
 def _join(parts: list[str]) -> str:

@@ -1,6 +1,8 @@
-"""Long-running operations as Azure ML answers them: 201 or 202 with an Azure-AsyncOperation and a Location to poll.
+"""Long-running operations as ARM answers them: 201 or 202 with an Azure-AsyncOperation, a Location, or both, to poll.
 
-Azure ML sends no Retry-After, which makes its clients wait 5 to 30 s between polls; `retry-after-ms` shortens that.
+learn.microsoft.com/azure/azure-resource-manager/management/async-operations. Azure ML sends no Retry-After, which makes
+its clients wait 5 to 30 s between polls; `retry-after-ms` shortens that, here for every service: Retry-After knows
+whole seconds only.
 """
 
 from __future__ import annotations
@@ -8,17 +10,23 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Awaitable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from emulator.arm.ids import ResourceId
-from emulator.arm.resources import Arm
-from emulator.arm.schema import ArmError
+from emulator.arm.schema import TYPES, ArmError
 from emulator.home import SUBSCRIPTION_ID
 
+if TYPE_CHECKING:
+    from emulator.arm.resources import Arm
+
 ML = "Microsoft.MachineLearningServices"
+# Azure ML's parts have operations of their own: learn.microsoft.com/azure/azure-resource-manager/management/tag-support
+ML_SERVICES = ("mfeOperation", "workspaceOperation", "computeOperation")
+POLL = {"retry-after-ms": "100"}
+MANAGEMENT = f"https://management.azure.com/subscriptions/{SUBSCRIPTION_ID}"
 
 
 class Operations:
@@ -27,15 +35,36 @@ class Operations:
     def __init__(self, arm: Arm) -> None:
         self._state = arm.state
         self._tasks: set[asyncio.Task[Any]] = set()
-        arm.on("GET", f"{ML}/locations/mfeOperationsStatus", self._status)
-        arm.on("GET", f"{ML}/locations/mfeOperationResults", self._result)
+        namespaces = {kind.name.split("/")[0] for kind in TYPES.values()}
+        for service in (*(f"{ML}/{one}" for one in ML_SERVICES), *(f"{one}/operation" for one in namespaces)):
+            namespace, name = service.split("/")
+            arm.on("GET", f"{namespace}/locations/{name}sStatus", self._status)
+            arm.on("GET", f"{namespace}/locations/{name}Results", self._result)
+        arm.on("GET", "operationresults", self._result)
         for operation_id, record in self._state.records("operation"):
             if record["status"] == "InProgress":  # the process that worked on it is gone
                 error = {"code": "InternalServerError", "message": "The service was restarted during the operation."}
                 self._state.save_record("operation", operation_id, {"status": "Failed", "error": error})
 
-    def start(self, location: str, work: Awaitable[None] | None = None) -> dict[str, str]:
+    def start(
+        self, location: str, work: Awaitable[None] | None = None, *, service: str = f"{ML}/mfeOperation"
+    ) -> dict[str, str]:
         """Begin an operation; returns the headers that lead to it. Without work it has succeeded already."""
+        operation_id = self._begin(work)
+        namespace, name = service.split("/")
+        base = f"{MANAGEMENT}/providers/{namespace}/locations/{location}/{name}"
+        return {
+            "Azure-AsyncOperation": f"{base}sStatus/{operation_id}?api-version=2024-10-01",
+            "Location": f"{base}Results/{operation_id}?api-version=2024-10-01",
+            "x-ms-async-operation-timeout": "PT1H",
+            **POLL,
+        }
+
+    def start_of_subscription(self, work: Awaitable[None]) -> dict[str, str]:
+        """The same for ARM's own operations, such as a group's deletion, which have a Location alone."""
+        return {"Location": f"{MANAGEMENT}/operationresults/{self._begin(work)}?api-version=2024-03-01", **POLL}
+
+    def _begin(self, work: Awaitable[None] | None) -> str:
         operation_id = str(uuid.uuid4())
         status = "Succeeded" if work is None else "InProgress"
         self._state.save_record("operation", operation_id, {"status": status})
@@ -43,13 +72,7 @@ class Operations:
             task = asyncio.create_task(self._run(operation_id, work))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        base = f"https://management.azure.com/subscriptions/{SUBSCRIPTION_ID}/providers/{ML}/locations/{location}"
-        return {
-            "Azure-AsyncOperation": f"{base}/mfeOperationsStatus/{operation_id}?api-version=2024-10-01",
-            "Location": f"{base}/mfeOperationResults/{operation_id}?api-version=2024-10-01",
-            "x-ms-async-operation-timeout": "PT1H",
-            "retry-after-ms": "100",
-        }
+        return operation_id
 
     async def _run(self, operation_id: str, work: Awaitable[None]) -> None:
         try:
@@ -67,12 +90,12 @@ class Operations:
         return found
 
     async def _status(self, request: Request, rid: ResourceId) -> Response:
-        return JSONResponse({"id": str(rid), "name": rid.name, **self._found(rid)}, headers={"retry-after-ms": "100"})
+        return JSONResponse({"id": str(rid), "name": rid.name, **self._found(rid)}, headers=POLL)
 
     async def _result(self, request: Request, rid: ResourceId) -> Response:
         found = self._found(rid)
         if found["status"] == "InProgress":
-            return Response(status_code=202, headers={"retry-after-ms": "100", "Location": str(request.url)})
+            return Response(status_code=202, headers={**POLL, "Location": str(request.url)})
         if found["status"] == "Failed":
             return JSONResponse({"error": found["error"]}, 400)
         return Response(status_code=204)

@@ -1,26 +1,29 @@
-"""Azure Resource Manager: dispatch, generic resources, role assignments, soft delete."""
+"""Azure Resource Manager: dispatch, and the resources that need nothing but storing and checking."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import uuid
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from emulator.arm import body as bodies
+from emulator.arm import locks, soft_delete, validation
+from emulator.arm.groups import Groups
 from emulator.arm.ids import ResourceId
-from emulator.arm.schema import TYPES, ArmError, Body, known, validate
+from emulator.arm.operations import Operations
+from emulator.arm.schema import TYPES, ArmError, Body, known
 from emulator.entra import Entra
 from emulator.home import SUBSCRIPTION_ID, TENANT_ID
 from emulator.state import State
 
 Operation = Callable[[Request, ResourceId], Awaitable[Response]]
-Hook = Callable[[Body], None]
+Hook = Callable[[Body], asyncio.Future[None] | None]
 ARM_AUDIENCES = ("https://management.azure.com", "https://management.core.windows.net", "https://ml.azure.com")
-SOFT_DELETED = ("microsoft.machinelearningservices/workspaces", "microsoft.keyvault/vaults")
 
 
 class Arm:
@@ -30,13 +33,18 @@ class Arm:
         self.state, self._entra = state, entra
         self._operations: dict[tuple[str, str], Operation] = {}
         self._deleted: dict[str, Hook] = {}
+        self.operations = Operations(self)
+        Groups(self)
 
     def on(self, method: str, resource_type: str, operation: Operation) -> None:
         """Answer `method` on a resource type (or a collection or action, whose type path is one longer)."""
         self._operations[method, resource_type.lower()] = operation
 
     def on_delete(self, resource_type: str, hook: Hook) -> None:
-        """Call `hook` with each resource of the type that goes, also when it goes with its parent."""
+        """Call `hook` with each resource of the type that goes, also when it goes with its parent.
+
+        A deletion that may take its time waits for what the hook returns.
+        """
         self._deleted[resource_type.lower()] = hook
 
     async def handle(self, request: Request) -> Response:
@@ -58,17 +66,14 @@ class Arm:
             raise not_emulated(request)
         if len(parts) > 1 and parts[1].lower() != SUBSCRIPTION_ID:
             raise ArmError(404, "SubscriptionNotFound", f"The subscription '{parts[1]}' could not be found.")
-        if request.method == "GET" and len(parts) == 1:
-            return JSONResponse({"value": [subscription()]})
-        if request.method == "GET" and len(parts) == 2:
-            return JSONResponse(subscription())
-        if len(parts) == 5 and parts[2].lower() == "resourcegroups" and parts[4].lower() == "resources":
-            return self._resources_of_group("/" + "/".join(parts[:4]))
-        if len(parts) in (3, 4) and (parts[2].lower(), request.method) == ("providers", "GET"):
-            return await self._operations["GET", "providers"](request, _namespace(parts))
+        if len(parts) < 3 and request.method == "GET":
+            return JSONResponse({"value": [subscription()]} if len(parts) == 1 else subscription())
+        if len(parts) in (3, 4) and request.method == "GET" and parts[2].lower() in ("providers", "operationresults"):
+            return await self._operations["GET", parts[2].lower()](request, _below_subscription(parts))
         rid = ResourceId.parse(path)
         if rid is None:
             raise not_emulated(request)
+        locks.check(self.state, rid, request.method)
         operation = self._operations.get((request.method, rid.type.lower()))
         if operation is not None:
             return await operation(request, rid)
@@ -79,9 +84,9 @@ class Arm:
     async def _generic(self, request: Request, rid: ResourceId) -> Response:
         match request.method:
             case "PUT":
-                return await self.put(request, rid)
+                return self.answer(rid, *self.store(rid, await json_body(request)))
             case "GET" | "HEAD" if rid.is_collection:
-                return JSONResponse({"value": self.state.children(rid.parent, rid.type)})
+                return JSONResponse({"value": self.listed(rid)})
             case "GET":
                 return JSONResponse(self.existing(rid))
             case "HEAD":
@@ -89,8 +94,13 @@ class Arm:
             case "PATCH":
                 return await self._patch(request, rid)
             case "DELETE":
-                return self._delete(rid)
+                return self._delete(request, rid)
         raise not_emulated(request)
+
+    def listed(self, rid: ResourceId) -> list[Body]:
+        """A collection, of a parent, of a resource group or of the whole subscription."""
+        of_subscription = rid.scope.count("/") == 2 and len(rid.types) == 1
+        return self.state.of_type(rid.type) if of_subscription else self.state.children(rid.parent, rid.type)
 
     def existing(self, rid: ResourceId) -> Body:
         """A resource that must exist. Raises ArmError 404 as ARM answers, naming group or resource."""
@@ -104,55 +114,89 @@ class Arm:
         return found
 
     def check_parent(self, rid: ResourceId) -> None:
-        """Raise ArmError 404 if the resource group or the parent resource of `rid` does not exist."""
-        group = (
-            ResourceId.parse("/".join(rid.scope.split("/")[:5])) if "/resourcegroups/" in rid.scope.lower() else None
-        )
+        """Raise ArmError 404 if the resource group, the resource that is the scope, or the parent does not exist."""
+        group = rid.group
         if group is not None and self.state.get(str(group)) is None:
             raise ArmError(404, "ResourceGroupNotFound", f"Resource group '{group.name}' could not be found.")
+        scope = ResourceId.parse(rid.scope)
+        if scope is not None and scope.types != ("resourceGroups",):
+            self.existing(scope)
         if len(rid.types) > 1 and self.state.get(rid.parent) is None:
             message = (
                 f"Can not perform requested operation on nested resource. Parent resource '{rid.names[-2]}' not found."
             )
             raise ArmError(404, "ParentResourceNotFound", message)
 
-    async def put(self, request: Request, rid: ResourceId) -> Response:
-        body = await json_body(request)
-        stored, created = self.store(rid, body)
-        return JSONResponse(stored, 201 if created else 200)
+    # -- PUT and PATCH -------------------------------------------------------------------------------------------------
 
     def store(self, rid: ResourceId, body: Body) -> tuple[Body, bool]:
-        """Validate and store a resource as ARM would answer it; tells also whether it is new."""
-        validate(rid, body)
+        """Check and store a resource as ARM would answer it; tells also whether it is new."""
+        return self.save(rid, *self.check(rid, body))
+
+    def check(self, rid: ResourceId, body: Body) -> tuple[Body, Body | None]:
+        """What a PUT would store, and what it would change; a soft-deleted resource may come back.
+
+        Raises ArmError for whatever Azure would refuse.
+        """
         self.check_parent(rid)
+        self._check_group_stays(rid)
         before = self.state.get(str(rid))
-        if rid.type.lower() == "microsoft.authorization/roleassignments":
-            self._check_role_assignment(rid, body, before)
-        if before is None:
-            self._check_soft_deleted(rid)
+        if before is None and (before := soft_delete.revived(self.state, rid, body)) is not None:
+            body = {**before, **body, "properties": {**before["properties"], **(body.get("properties") or {})}}
+        validation.check(self.state, rid, body, before)
+        return body, before
+
+    def _check_group_stays(self, rid: ResourceId) -> None:
+        group = rid.group or rid
+        found = self.state.get(str(group)) if group.types == ("resourceGroups",) else None
+        if found is not None and found["properties"]["provisioningState"] == "Deleting":
+            message = f"The resource group '{group.name}' is in deprovisioning state and cannot perform this operation."
+            raise ArmError(409, "ResourceGroupBeingDeleted", message)
+
+    def save(self, rid: ResourceId, body: Body, before: Body | None) -> tuple[Body, bool]:
+        """Store a checked resource; tells also whether it is new."""
         kind = known(rid)
         kept = before["properties"] if before else {}
-        outputs = {key: kept[key] for key in kind.outputs(rid, body) if key in kept} or kind.outputs(rid, body)
+        outputs = {key: kept.get(key, value) for key, value in kind.outputs(rid, body).items()}
+        written = bodies.writable(rid, body)
         stored = {
-            **body,
+            **written,
             "id": str(rid),
             "name": rid.name,
-            "type": rid.type,
-            "properties": {**body.get("properties", {}), **outputs, "provisioningState": "Succeeded"},
+            "type": kind.name,
+            "properties": {**(written.get("properties") or {}), **outputs, "provisioningState": "Succeeded"},
         }
-        if "identity" in body:
-            stored["identity"] = self.resolve_identity(body["identity"], before)
-        self.state.put(str(rid), stored, parent=rid.parent)
-        return stored, before is None
+        if "identity" in written:
+            stored["identity"] = self.resolve_identity(written["identity"], before)
+        created = self.state.get(str(rid)) is None
+        with self.state.transaction():
+            soft_delete.drop(self.state, rid)
+            self.state.put(str(rid), stored, parent=rid.parent)
+        return stored, created
+
+    def answer(self, rid: ResourceId, stored: Body, created: bool, *, service: str = "") -> Response:
+        """A PUT's response: the resource, an operation to poll, or both, as the type's own service does it."""
+        long = known(rid).long
+        if not long:
+            return JSONResponse(stored, 201 if created else 200)
+        # A type without a location lies in its parent's; the operation is done, so any region's address will do.
+        location = str(stored.get("location") or "global").replace(" ", "").lower()
+        headers = self.operations.start(location, service=service or f"{rid.namespace}/operation")
+        if long == "alone":
+            return Response(status_code=202, headers=headers)
+        going = {**stored, "properties": {**stored["properties"], "provisioningState": "Creating"}}
+        if not created:
+            going["properties"]["provisioningState"] = "Updating"
+        return JSONResponse(going, 201 if created else 200, headers)
 
     def resolve_identity(self, identity: Body, before: Body | None = None) -> Body:
         """Fill a resource's `identity` with the ids that Azure answers. Raises ArmError for one that does not exist."""
         kind = str(identity.get("type", "None"))
         made: Body = {"type": kind}
-        if "SystemAssigned" in kind:
-            kept = (before or {}).get("identity", {}).get("principalId")
+        if "systemassigned" in kind.lower():
+            kept = ((before or {}).get("identity") or {}).get("principalId")
             made |= {"principalId": kept or str(uuid.uuid4()), "tenantId": TENANT_ID}
-        if "UserAssigned" in kind:
+        if "userassigned" in kind.lower():
             made["userAssignedIdentities"] = {}
             for key in identity.get("userAssignedIdentities") or {}:
                 found = self.state.get(key)
@@ -162,90 +206,51 @@ class Arm:
                 made["userAssignedIdentities"][key] = ids
         return made
 
-    def _check_role_assignment(self, rid: ResourceId, body: Body, before: Body | None) -> None:
-        wanted = body["properties"]
-        identities = self.state.of_type("Microsoft.ManagedIdentity/userAssignedIdentities")
-        is_service = wanted["principalId"] in [found["properties"]["principalId"] for found in identities]
-        given = wanted.get("principalType", "User")
-        if is_service and given != "ServicePrincipal":
-            raise ArmError(
-                400,
-                "UnmatchedPrincipalType",
-                f"The PrincipalId '{wanted['principalId']}' has type 'ServicePrincipal', which is different from "
-                f"specified PrinciaplType '{given}'.",  # spelled as Azure spells it
-            )
-        same = ("roleDefinitionId", "principalId")
-        if before is not None:
-            if any(before["properties"][key].lower() != wanted[key].lower() for key in same):
-                message = "Tenant ID, application ID, principal ID, and scope are not allowed to be updated."
-                raise ArmError(400, "RoleAssignmentUpdateNotPermitted", message)
-            return
-        for other in self.state.children(rid.parent, rid.type):
-            if all(other["properties"][key].lower() == wanted[key].lower() for key in same):
-                raise ArmError(409, "RoleAssignmentExists", "The role assignment already exists.")
-
-    def _check_soft_deleted(self, rid: ResourceId) -> None:
-        if rid.type.lower() not in SOFT_DELETED or self.state.record("soft-deleted", _deleted_key(rid)) is None:
-            return
-        code = "VaultAlreadyExists" if "vault" in rid.type.lower() else "Conflict"
-        message = (
-            f"A soft-deleted resource with the name '{rid.name}' exists. Purge or recover it, or choose another name."
-        )
-        raise ArmError(409, code, message)
-
     async def _patch(self, request: Request, rid: ResourceId) -> Response:
         found, body = self.existing(rid), await json_body(request)
-        for key, value in body.items():
-            found[key] = {**found.get(key, {}), **value} if isinstance(value, dict) and key == "properties" else value
-        self.state.put(str(rid), found, parent=rid.parent)
-        return JSONResponse(found)
+        validation.check_body(rid, body, partial=True)
+        whole = {**found, **body, "properties": {**found["properties"], **(body.get("properties") or {})}}
+        return JSONResponse(self.store(rid, whole)[0])
 
-    def _delete(self, rid: ResourceId) -> Response:
-        if self.state.get(str(rid)) is None:
+    # -- DELETE --------------------------------------------------------------------------------------------------------
+
+    def _delete(self, request: Request, rid: ResourceId) -> Response:
+        self.check_parent(rid)
+        found = self.state.get(str(rid))
+        if found is None:
             return Response(status_code=204)
-        self.remove(str(rid))
-        return Response(status_code=200)
+        # Log Analytics has `force` for what Azure ML calls forceToPurge.
+        gone = self.remove(str(rid), purge=request.query_params.get("force", "").lower() == "true")
+        if not known(rid).long:
+            return Response(status_code=200)
+        location = str(found.get("location") or "global")
+        headers = self.operations.start(location, gone, service=f"{rid.namespace}/operation")
+        return Response(status_code=202, headers=headers)
 
-    def remove(self, resource_id: str, *, purge: bool = False) -> None:
-        """Delete a resource with all below it, telling the hooks, children first; vaults and workspaces softly."""
+    def remove(self, resource_id: str, *, purge: bool = False) -> Awaitable[Any]:
+        """Delete a resource with all below it; awaits the end of what runs in it, which ends also unawaited."""
+        ending = self.end(resource_id)
+        self.forget(resource_id, purge=purge)
+        return ending
+
+    def end(self, resource_id: str) -> Awaitable[Any]:
+        """Tell the hooks of a resource and of all below it, children first; awaits what they await."""
         gone = [*reversed(self.state.below(resource_id)), *filter(None, [self.state.get(resource_id)])]
-        for body in gone:
-            if hook := self._deleted.get(body["type"].lower()):
-                hook(body)
-            rid = ResourceId.parse(body["id"])
-            if (
-                rid is not None
-                and rid.type.lower() in SOFT_DELETED
-                and not (purge and body["id"].lower() == resource_id.lower())
-            ):
-                deleted = {**body, "deletedAt": datetime.now(UTC).isoformat()}
-                self.state.save_record("soft-deleted", _deleted_key(rid), deleted)
-        self.state.delete(resource_id)
+        waiting = [hook(body) for body in gone if (hook := self._deleted.get(body["type"].lower()))]
+        return asyncio.gather(*filter(None, waiting))
 
-    def purge(self, rid: ResourceId) -> bool:
-        """Forget a soft-deleted resource; False if there is none."""
-        if self.state.record("soft-deleted", _deleted_key(rid)) is None:
-            return False
-        self.state.drop_record("soft-deleted", _deleted_key(rid))
-        return True
-
-    def _resources_of_group(self, group: str) -> Response:
-        rid = ResourceId.parse(group)
-        assert rid is not None
-        self.existing(rid)
-        keys = ("id", "name", "type", "location", "tags")
-        found = [{key: body[key] for key in keys if key in body} for body in self.state.below(group)]
-        return JSONResponse({"value": [body for body in found if body["type"].count("/") == 1]})
+    def forget(self, resource_id: str, *, purge: bool = False) -> None:
+        """Take a resource and all below it out of the store; vaults and workspaces softly, unless it is purged."""
+        with self.state.transaction():
+            for body in [*self.state.below(resource_id), *filter(None, [self.state.get(resource_id)])]:
+                if not (purge and body["id"].lower() == resource_id.lower()):
+                    soft_delete.keep(self.state, body)
+            self.state.delete(resource_id)
 
 
-def _deleted_key(rid: ResourceId) -> str:
-    # A vault's name is taken in its whole region, a workspace's in its resource group.
-    return f"{rid.type}/{rid.name}" if "vault" in rid.type.lower() else str(rid)
-
-
-def _namespace(parts: list[str]) -> ResourceId:
-    """`/subscriptions/S/providers[/NAMESPACE]`, which names a namespace and no resource."""
-    return ResourceId("/" + "/".join(parts[:2]), "".join(parts[3:]), (), ())
+def _below_subscription(parts: list[str]) -> ResourceId:
+    """`/subscriptions/S/providers[/NAMESPACE]` or `…/operationresults/ID`, which name no resource."""
+    return ResourceId("/" + "/".join(parts[:2]), "".join(parts[3:]), (), tuple(parts[3:]))
 
 
 def subscription() -> Body:

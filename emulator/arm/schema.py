@@ -1,7 +1,8 @@
-"""What ARM knows of each resource type: its name rule, what it must be given, and what it answers of its own.
+"""What ARM knows of each resource type besides its body: its name rule, what it answers of its own, how long it takes.
 
 Name rules: learn.microsoft.com/azure/azure-resource-manager/management/resource-name-rules. A type that is not in
-TYPES is one that the emulator does not have, and is refused as ARM refuses an unregistered type.
+TYPES is one that the emulator does not have, and is refused as ARM refuses an unregistered type. What a type's body
+takes stands in `schemas/`.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import re
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from emulator.arm.ids import ResourceId
 from emulator.home import TENANT_ID
 
 Body = dict[str, Any]
+GUID = r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
 
 
 class ArmError(Exception):
@@ -28,12 +30,20 @@ class ArmError(Exception):
 
 @dataclass(frozen=True)
 class ResourceType:
-    """One resource type. `required` are paths into the body; `outputs` makes the read-only properties once."""
+    """One resource type.
+
+    rule, words: the names that it takes, as a pattern and for people; code: how a wrong one is refused.
+    outputs: makes the read-only properties, once.
+    long: how a PUT is answered before it is done: with the resource and an operation to poll, or with the operation
+        alone; "" for at once.
+    """
 
     name: str
     rule: str = r".{1,260}"
-    required: tuple[str, ...] = ("location",)
+    words: str = "1-260 characters"
+    code: str = "InvalidResourceName"
     outputs: Callable[[ResourceId, Body], Body] = field(default=lambda _id, _body: {})
+    long: Literal["", "with resource", "alone"] = ""
 
 
 def _identity(_id: ResourceId, _body: Body) -> Body:
@@ -55,54 +65,112 @@ def _cosmos(rid: ResourceId, body: Body) -> Body:
     return {"documentEndpoint": f"https://{rid.name}.documents.azure.com:443/"}
 
 
+def _workspace(rid: ResourceId, body: Body) -> Body:
+    host = f"{str(body.get('location')).replace(' ', '').lower()}.api.azureml.ms"
+    return {
+        "workspaceId": str(uuid.uuid4()),
+        "discoveryUrl": f"https://{host}/discovery",
+        "mlFlowTrackingUri": f"azureml://{host}/mlflow/v1.0{rid}",
+    }
+
+
+_ML, _COSMOS = "Microsoft.MachineLearningServices/workspaces", "Microsoft.DocumentDB/databaseAccounts"
+_IDENTITY = "Microsoft.ManagedIdentity/userAssignedIdentities"
+
 TYPES = {
     found.name.lower(): found
     for found in (
-        ResourceType("Microsoft.Resources/resourceGroups", r"[-\w._()]{0,89}[-\w_()]"),
         ResourceType(
-            "Microsoft.Storage/storageAccounts", r"[a-z0-9]{3,24}", ("location", "sku.name", "kind"), _storage
+            "Microsoft.Resources/resourceGroups",
+            r"[-\w._()]{0,89}[-\w_()]",
+            "1-90 letters, digits, '-', '_', '.', '(' and ')', no '.' last",
         ),
-        ResourceType("Microsoft.Storage/storageAccounts/blobServices", required=()),
-        ResourceType("Microsoft.Storage/storageAccounts/managementPolicies", required=()),
+        ResourceType(
+            "Microsoft.Storage/storageAccounts",
+            r"[a-z0-9]{3,24}",
+            "3-24 lower-case letters and digits",
+            "AccountNameInvalid",
+            _storage,
+        ),
+        ResourceType("Microsoft.Storage/storageAccounts/blobServices", r"default", "'default'"),
         ResourceType(
             "Microsoft.KeyVault/vaults",
             r"[a-zA-Z](?!.*--)[a-zA-Z0-9-]{1,22}[a-zA-Z0-9]",
-            ("location", "properties.sku.name", "properties.tenantId"),
+            "3-24 letters, digits and hyphens, a letter first, no hyphen last and no two in a row",
+            "VaultNameNotValid",
             lambda rid, body: {"vaultUri": f"https://{rid.name}.vault.azure.net/"},
         ),
         ResourceType(
             "Microsoft.OperationalInsights/workspaces",
             r"[a-zA-Z0-9][a-zA-Z0-9-]{2,61}[a-zA-Z0-9]",
+            "4-63 letters, digits and hyphens, no hyphen first or last",
             outputs=lambda rid, body: {"customerId": str(uuid.uuid4())},
+            long="with resource",
         ),
-        ResourceType("Microsoft.Insights/components", required=("location", "kind"), outputs=_insights),
+        ResourceType(
+            "Microsoft.Insights/components",
+            r"[^%&\\?/]{0,259}[^%&\\?/. ]",
+            "1-260 characters without % & \\ ? /, no space or '.' last",
+            outputs=_insights,
+        ),
         ResourceType(
             "Microsoft.ContainerRegistry/registries",
             r"[a-zA-Z0-9]{5,50}",
-            ("location", "sku.name"),
-            lambda rid, body: {"loginServer": f"{rid.name.lower()}.azurecr.io"},
+            "5-50 letters and digits",
+            outputs=lambda rid, body: {"loginServer": f"{rid.name.lower()}.azurecr.io"},
+            long="with resource",
         ),
-        ResourceType("Microsoft.ManagedIdentity/userAssignedIdentities", r"[a-zA-Z0-9][-\w]{2,127}", outputs=_identity),
-        ResourceType("Microsoft.ManagedIdentity/userAssignedIdentities/federatedIdentityCredentials", required=()),
         ResourceType(
-            "Microsoft.Authorization/roleAssignments",
-            r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}",
-            ("properties.roleDefinitionId", "properties.principalId"),
+            _IDENTITY,
+            r"[a-zA-Z0-9][-\w]{2,127}",
+            "3-128 letters, digits, '-' and '_', a letter or digit first",
+            outputs=_identity,
         ),
-        ResourceType("Microsoft.DocumentDB/databaseAccounts", r"[a-z0-9-]{3,44}", outputs=_cosmos),
-        ResourceType("Microsoft.DocumentDB/databaseAccounts/sqlDatabases", required=()),
-        ResourceType("Microsoft.DocumentDB/databaseAccounts/sqlDatabases/containers", required=()),
-        ResourceType("Microsoft.DocumentDB/databaseAccounts/sqlRoleAssignments", required=()),
-        ResourceType("Microsoft.Consumption/budgets", required=("properties.amount",)),
         ResourceType(
-            "Microsoft.MachineLearningServices/workspaces",
+            f"{_IDENTITY}/federatedIdentityCredentials",
+            r"[a-zA-Z0-9][-\w]{2,119}",
+            "3-120 letters, digits, '-' and '_', a letter or digit first",
+        ),
+        ResourceType("Microsoft.Authorization/roleAssignments", GUID, "a GUID", "InvalidRoleAssignmentId"),
+        ResourceType(
+            "Microsoft.Authorization/locks", r"[^<>%&:\\?/]{1,260}", "1-260 characters without < > % & : \\ ? /"
+        ),
+        ResourceType(
+            _COSMOS,
+            r"[a-z0-9](?!.*--)[a-z0-9-]{1,42}[a-z0-9]",
+            "3-44 lower-case letters, digits and hyphens, a letter or digit first and last",
+            "BadRequest",
+            _cosmos,
+            "with resource",
+        ),
+        ResourceType(
+            f"{_COSMOS}/sqlDatabases",
+            r"[^/\\#?]{1,255}",
+            "1-255 characters without / \\ # ?",
+            "BadRequest",
+            long="alone",
+        ),
+        ResourceType(
+            f"{_COSMOS}/sqlDatabases/containers",
+            r"[^/\\#?]{1,255}",
+            "1-255 characters without / \\ # ?",
+            "BadRequest",
+            long="alone",
+        ),
+        ResourceType(f"{_COSMOS}/sqlRoleAssignments", GUID, "a GUID", "BadRequest", long="alone"),
+        ResourceType("Microsoft.Consumption/budgets", r"[-\w]{1,63}", "1-63 letters, digits, '-' and '_'"),
+        ResourceType(
+            _ML,
             r"[a-zA-Z0-9][\w-]{2,32}",
-            ("location", "properties.storageAccount", "properties.keyVault", "properties.applicationInsights"),
+            "3-33 letters, digits, '-' and '_', a letter or digit first",
+            outputs=_workspace,
+            long="with resource",
         ),
         ResourceType(
-            "Microsoft.MachineLearningServices/workspaces/computes",
+            f"{_ML}/computes",
             r"[a-zA-Z](?!.*-\d+$)[a-zA-Z0-9-]{1,22}[a-zA-Z0-9]",
-            ("location", "properties.computeType"),
+            "3-24 letters, digits and hyphens, a letter first, and not ending in a hyphen or in a hyphen and digits",
+            long="with resource",
         ),
     )
 }
@@ -117,16 +185,8 @@ def known(rid: ResourceId) -> ResourceType:
     return found
 
 
-def validate(rid: ResourceId, body: Body) -> None:
-    """Check a name and the required fields of a PUT. Raises ArmError as ARM would answer."""
+def check_name(rid: ResourceId) -> None:
+    """Raise ArmError for a name that the type does not take."""
     kind = known(rid)
     if not re.fullmatch(kind.rule, rid.name):
-        code = "AccountNameInvalid" if kind.name.endswith("storageAccounts") else "InvalidResourceName"
-        raise ArmError(400, code, f"{rid.name} is not a valid name for {kind.name}: it must match {kind.rule}.")
-    for path in kind.required:
-        value: Any = body
-        for key in path.split("."):
-            value = value.get(key) if isinstance(value, dict) else None
-        if value in (None, ""):
-            code = "LocationRequired" if path == "location" else "InvalidRequestContent"
-            raise ArmError(400, code, f"The property '{path}' is required for {kind.name} '{rid.name}'.")
+        raise ArmError(400, kind.code, f"'{rid.name}' is not a valid name for {kind.name}: it takes {kind.words}.")

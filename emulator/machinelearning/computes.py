@@ -37,6 +37,8 @@ SIZES = {
     "Standard_F4s_v2": ("standardFSv2Family", 4, 0, 8.0),
     "Standard_F8s_v2": ("standardFSv2Family", 8, 0, 16.0),
 }
+SERVICE = f"{ML}/computeOperation"
+IGNORED = ("vmSize", "vmPriority", "subnet", "osType")  # when a cluster is changed
 QUOTA = 200  # vCPUs per family
 
 
@@ -49,36 +51,45 @@ class Computes:
         arm.on("GET", f"{ML}/locations/usages", self.usages)
 
     async def put(self, request: Request, rid: ResourceId) -> Response:
-        body = await json_body(request)
-        inner = body.get("properties", {}).setdefault("properties", {})
-        if body.get("properties", {}).get("computeType") == "AmlCompute":
-            self._check_cluster(inner)
-        before = self._state.get(str(rid))
-        if before is not None and before["properties"].get("properties", {}).get("vmSize") != inner.get("vmSize"):
-            inner["vmSize"] = before["properties"]["properties"]["vmSize"]  # Azure accepts a new size and ignores it
+        body, before = self._arm.check(rid, await json_body(request))
+        self._check_cluster(body["properties"])
+        inner = body["properties"]["properties"]
+        if before is not None:
+            self._keep(inner, before["properties"]["properties"])
         idle = {"allocationState": "Steady", "currentNodeCount": 0, "targetNodeCount": 0}
         inner |= {**idle, "allocationStateTransitionTime": datetime.now(UTC).isoformat()}
-        stored, created = self._arm.store(rid, body)
-        return JSONResponse(stored, 201 if created else 200, self._operations.start(stored["location"]))
+        return self._arm.answer(rid, *self._arm.save(rid, body, before), service=SERVICE)
 
     @staticmethod
-    def _check_cluster(inner: Body) -> None:
+    def _keep(wanted: Body, held: Body) -> None:
+        """Azure accepts another size, priority, subnet or system, and ignores it."""
+        for name in IGNORED:
+            wanted.pop(name, None)
+            if name in held:
+                wanted[name] = held[name]
+
+    @staticmethod
+    def _check_cluster(properties: Body) -> None:
+        if (kind := properties["computeType"]).lower() != "amlcompute":
+            raise ArmError(400, "UserError", f"Computes of type '{kind}' are not emulated; 'AmlCompute' is.")
+        inner = properties.get("properties") or {}
         size = inner.get("vmSize", "")
         if size.lower() not in [name.lower() for name in SIZES]:
             raise ArmError(400, "BadRequest", f"Specified VM size '{size}' is not supported in this region.")
         scale = inner.get("scaleSettings") or {}
-        least, most = scale.get("minNodeCount", 0), scale.get("maxNodeCount")
-        if most is None or not 0 <= least <= most:
+        least, most = scale.get("minNodeCount") or 0, scale.get("maxNodeCount")
+        if most is None or least > most:
             raise ArmError(
                 400, "BadRequest", "scaleSettings.maxNodeCount is required and must not be below minNodeCount."
             )
 
     async def delete(self, request: Request, rid: ResourceId) -> Response:
+        self._arm.check_parent(rid)
         found = self._state.get(str(rid))
         if found is None:
             return Response(status_code=204)
-        self._arm.remove(str(rid))
-        return Response(status_code=202, headers=self._operations.start(found["location"]))
+        ended = self._arm.remove(str(rid))
+        return Response(status_code=202, headers=self._operations.start(found["location"], ended, service=SERVICE))
 
     async def sizes(self, request: Request, rid: ResourceId) -> Response:
         keys = ("name", "family", "vCPUs", "gpus", "memoryGB")

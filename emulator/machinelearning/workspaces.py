@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import uuid
-
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from emulator.arm import soft_delete
+from emulator.arm.groups import is_tracked
 from emulator.arm.ids import ResourceId
 from emulator.arm.operations import ML, Operations
 from emulator.arm.resources import Arm, json_body
@@ -16,14 +16,22 @@ from emulator.blobs import Blobs
 
 WORKSPACE = f"{ML}/workspaces"
 DATASTORE = f"{WORKSPACE}/datastores"
-# The property names that a workspace needs to point at resources that exist.
-DEPENDENCIES = ("storageAccount", "keyVault", "applicationInsights", "containerRegistry")
+SERVICE = f"{ML}/workspaceOperation"
+# The properties that name other resources, and their types.
+DEPENDENCIES = {
+    "storageAccount": "Microsoft.Storage/storageAccounts",
+    "keyVault": "Microsoft.KeyVault/vaults",
+    "applicationInsights": "Microsoft.Insights/components",
+    "containerRegistry": "Microsoft.ContainerRegistry/registries",
+}
+REQUIRED = ("storageAccount", "keyVault", "applicationInsights")
 
 
 class Workspaces:
     def __init__(self, arm: Arm, operations: Operations, blobs: Blobs) -> None:
         self._arm, self._state, self._operations, self._blobs = arm, arm.state, operations, blobs
         arm.on("PUT", WORKSPACE, self.put)
+        arm.on("GET", WORKSPACE, self.get)
         arm.on("DELETE", WORKSPACE, self.delete)
         arm.on("GET", DATASTORE, self.datastore)
         arm.on("POST", f"{DATASTORE}/listSecrets", self.list_secrets)
@@ -33,26 +41,45 @@ class Workspaces:
         ]
 
     async def put(self, request: Request, rid: ResourceId) -> Response:
-        body = await json_body(request)
-        properties = body.setdefault("properties", {})
-        for name in DEPENDENCIES:
-            if properties.get(name) and self._state.get(properties[name]) is None:
-                raise ArmError(
-                    400, "ValidationError", f"The {name} '{properties[name]}' of the workspace does not exist."
-                )
-        before = self._state.get(str(rid))
-        location = str(body.get("location", "")).replace(" ", "").lower()
-        workspace_id = before["properties"]["workspaceId"] if before else str(uuid.uuid4())
-        body["properties"] = {
-            **properties,
-            "workspaceId": workspace_id,
-            "discoveryUrl": f"https://{location}.api.azureml.ms/discovery",
-            "mlFlowTrackingUri": f"azureml://{location}.api.azureml.ms/mlflow/v1.0{rid}",
-        }
-        stored, created = self._arm.store(rid, body)
+        body, before = self._arm.check(rid, await json_body(request))
+        self._check_identity(body)
+        self._check_dependencies(body.get("properties") or {})
+        stored, created = self._arm.save(rid, body, before)
         if created:
             self._make_datastores(rid, stored)
-        return JSONResponse(stored, 201 if created else 200)
+        return self._arm.answer(rid, stored, created, service=SERVICE)
+
+    @staticmethod
+    def _check_identity(body: Body) -> None:
+        if str((body.get("identity") or {}).get("type", "None")).lower() == "none":  # Azure/azure-sdk-for-js#10473
+            raise ArmError(400, "BadRequest", "Make sure to create your workspace using a client which support MSI.")
+
+    def _check_dependencies(self, properties: Body) -> None:
+        """Raise ArmError unless each resource that the workspace stands on is there, of its type and fit for it."""
+        if any(not properties.get(name) for name in REQUIRED):  # Azure/azure-rest-api-specs#15878
+            raise ArmError(400, "ValidationError", "Missing dependent resources in workspace json")
+        for name, kind in DEPENDENCIES.items():
+            found = self._state.get(properties[name]) if properties.get(name) else None
+            if properties.get(name) and (found is None or found["type"].lower() != kind.lower()):
+                message = f"The {name} '{properties[name]}' of the workspace does not exist."
+                raise ArmError(400, "ValidationError", message)
+        storage = self._state.get(properties["storageAccount"])
+        assert storage is not None
+        # learn.microsoft.com/azure/machine-learning/concept-workspace#associated-resources
+        if storage["properties"].get("isHnsEnabled"):
+            raise _unfit(storage, "it has a hierarchical namespace")
+        if storage["sku"]["name"].lower().startswith("premium"):
+            raise _unfit(storage, "it is a premium account")
+
+    async def get(self, request: Request, rid: ResourceId) -> Response:
+        """One workspace, or a list; a subscription's has the soft-deleted ones too (Azure/azure-powershell#28286)."""
+        if not rid.is_collection:
+            return JSONResponse(self._arm.existing(rid))
+        found = self._arm.listed(rid)
+        if rid.group is None:
+            gone = soft_delete.of_kind(self._state, WORKSPACE.lower())
+            found += [{**one, "properties": {**one["properties"], "provisioningState": "SoftDeleted"}} for one in gone]
+        return JSONResponse({"value": found})
 
     def _make_datastores(self, rid: ResourceId, workspace: Body) -> None:
         account = workspace["properties"]["storageAccount"].split("/")[-1]
@@ -86,12 +113,31 @@ class Workspaces:
             self._state.put(str(store_id), body, parent=str(rid))
 
     async def delete(self, request: Request, rid: ResourceId) -> Response:
+        """Softly, or for good with `forceToPurge`, which is also how a soft-deleted workspace is purged.
+
+        Endpoints block it, since ARM keeps track of them; computes and jobs go along, as
+        learn.microsoft.com/azure/machine-learning/concept-soft-delete has it.
+        """
+        self._arm.check_parent(rid)
         purge = request.query_params.get("forceToPurge", "").lower() == "true"
-        found = self._state.get(str(rid))
+        found = self._state.get(str(rid)) or (soft_delete.find(self._state, rid) if purge else None)
         if found is None:
-            return Response(status_code=204) if not (purge and self._arm.purge(rid)) else Response(status_code=200)
-        self._arm.remove(str(rid), purge=purge)
-        return Response(status_code=202, headers=self._operations.start(found["location"]))
+            return Response(status_code=204)
+        self._check_nothing_nested(rid)
+        ended = self._arm.remove(str(rid), purge=purge)
+        if purge:
+            soft_delete.drop(self._state, rid)
+        return Response(status_code=202, headers=self._operations.start(found["location"], ended, service=SERVICE))
+
+    def _check_nothing_nested(self, rid: ResourceId) -> None:
+        below = [ResourceId.parse(body["id"]) for body in self._state.below(str(rid)) if is_tracked(body)]
+        if nested := [str(one).split("/providers/")[-1] for one in below]:
+            # The sentence: Azure/terraform-provider-azapi#894
+            message = (
+                "Cannot delete resource while nested resources exist. Some existing nested resource IDs include: "
+                f"'{', '.join(nested)}'. Please delete all nested resources before deleting this resource."
+            )
+            raise ArmError(409, "CannotDeleteResource", message)
 
     async def datastore(self, request: Request, rid: ResourceId) -> Response:
         if not rid.is_collection:
@@ -107,11 +153,24 @@ class Workspaces:
         properties = self._arm.existing(store)["properties"]
         if properties["credentials"]["credentialsType"] == "None":
             raise ArmError(400, "UserError", "The datastore has no credentials: it is accessed by identity.")
+        self._check_keys_allowed(properties["accountName"])
         token = self._blobs.shared_access.for_account(properties["accountName"])
         return JSONResponse({"secretsType": "Sas", "sasToken": token})
+
+    def _check_keys_allowed(self, account: str) -> None:
+        """Azure hands the key out, and refuses whatever is signed with it; here it is refused at once."""
+        for found in self._state.of_type("Microsoft.Storage/storageAccounts"):
+            if found["name"] == account and found["properties"].get("allowSharedKeyAccess") is False:
+                message = "Key based authentication is not permitted on this storage account."
+                raise ArmError(403, "KeyBasedAuthenticationNotPermitted", message)
 
     async def discovery(self, request: Request) -> Response:
         base = f"https://{request.url.hostname}"
         names = ("api", "catalog", "experimentation", "gallery", "history", "hyperdrive", "labeling")
         more = ("modelmanagement", "pipelines", "studio")
         return JSONResponse({name: base for name in (*names, *more)})
+
+
+def _unfit(storage: Body, why: str) -> ArmError:
+    message = f"The storage account '{storage['name']}' cannot be the workspace's default one: {why}."
+    return ArmError(400, "BadRequest", message)

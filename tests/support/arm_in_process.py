@@ -120,6 +120,6 @@ def _answer(answer: httpx.Response) -> requests.Response:
     made.status_code = answer.status_code
     made._content = answer.content
     made.headers.update(answer.headers)
-    if milliseconds := answer.headers.get("retry-after-ms"):
-        made.headers["Retry-After"] = str(float(milliseconds) / 1000)  # tests wait no longer than they must
+    if "retry-after-ms" in answer.headers:
+        made.headers["Retry-After"] = "0.01"  # whoever polls: a test has nothing to wait for
     return made
