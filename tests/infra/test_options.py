@@ -10,6 +10,7 @@ import pytest
 from infra.roles import Role
 from tests.infra.conftest import Cli
 from tests.infra.test_program import ROLES
+from tests.support.arm_in_process import DEPLOYER as SERVICE
 from tests.support.arm_in_process import SUBSCRIPTION
 
 SHARED = (
@@ -104,11 +105,11 @@ def test_the_chat_store_is_serverless_and_has_no_keys(pulumi: Cli) -> None:
 
 
 def test_endpoints_and_the_deployer_may_write_chats_and_nobody_else(pulumi: Cli) -> None:
-    pulumi.up(chatStore=True, deployer=DEPLOYER, grants="least")
+    pulumi.up(chatStore=True, deployer=SERVICE, deployerType="ServicePrincipal", grants="least")
     rows = {path: one["properties"] for path, one in pulumi.arm.resources.items() if "/sqlRoleAssignments/" in path}
     assert {one["principalId"] for one in rows.values()} == {
         pulumi.outputs()["serving_identity_principal_id"],
-        DEPLOYER,
+        SERVICE,
     }
     for path, one in rows.items():
         assert re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", path.rsplit("/", 1)[-1])
