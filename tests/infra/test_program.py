@@ -158,6 +158,15 @@ def test_a_cluster_of_another_size_is_deleted_before_it_is_made_again(pulumi: Cl
     assert [method for method, _ in pulumi.arm.requests[before:]] == ["DELETE", "PUT"]
 
 
+def test_an_assignment_that_changes_goes_before_its_successor_comes(pulumi: Cli) -> None:
+    """Azure holds one assignment for a principal, a role and a scope; of another type it would still be that one."""
+    pulumi.up(deployer=DEPLOYER, deployerType="User")
+    before = len(pulumi.arm.requests)
+    pulumi.up(deployerType="Group")
+    made = pulumi.arm.requests[before:]
+    assert [method for method, path in made if ROLES in path] == ["DELETE", "PUT"]
+
+
 def test_a_preview_of_a_new_stack_asks_arm_for_no_change(pulumi: Cli) -> None:
     assert pulumi.preview() == {"create": 15}
     assert pulumi.arm.requests == []
