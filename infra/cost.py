@@ -6,69 +6,38 @@ A price that is not known is named as unpriced and never counted as nothing; a s
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
+from infra.charges import PLAN, Charge, Resource, charges, endpoint_plan, has_gpu, resources, shared_registry
 from infra.cli import WRONG_USE, UserError, parser, result, run, say
-from infra.prices import LOW_PRIORITY, Prices, read, refresh
+from infra.prices import LOW_PRIORITY, Price, Prices, read, refresh
 
 if TYPE_CHECKING:
     from pulumi.automation import EngineEvent
 
 HOURS_A_MONTH = 730  # as Azure's own calculator counts
 PER_MONTH = {"1 Hour": HOURS_A_MONTH, "1/Day": HOURS_A_MONTH / 24, "1/Month": 1.0}
-# Declared, and without a meter: learn.microsoft.com/entra/identity/managed-identities-azure-resources/overview,
-# learn.microsoft.com/azure/role-based-access-control/overview, azure.microsoft.com/pricing/details/machine-learning
-UNMETERED = frozenset(
-    {
-        "resources:ResourceGroup",
-        "managedidentity:UserAssignedIdentity",
-        "managedidentity:FederatedIdentityCredential",
-        "authorization:RoleAssignment",
-        "consumption:Budget",
-        "machinelearningservices:Workspace",
-    }
-)
-When = Literal["always", "busy", "deployed", "usage"]
-
-
-@dataclass(frozen=True)
-class Resource:
-    """One resource of a preview."""
-
-    type: str
-    name: str
-    inputs: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Charge:
-    """What is paid for: `count` units of a meter, always, per busy or deployed hour, or by use."""
-
-    resource: str
-    meter: str
-    when: When
-    count: float = 1
-    price: float | None = None
-    unit: str = ""
 
 
 def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.refresh:
-        left = refresh(region=arguments.region, currency=arguments.currency, sizes=tuple(arguments.size))
+        left = refresh(region=arguments.region, currency=arguments.currency, sizes=arguments.size)
         result({"unpriced": left}, as_json=arguments.json)
         return 0
+    if arguments.region or arguments.currency or arguments.size:
+        command = "python -m infra.cost --refresh …"
+        raise UserError("--region, --currency and --size go with --refresh", next_command=command, code=WRONG_USE)
     plan = endpoint_plan(arguments.endpoint_plan)
     until = _moment(arguments.until, "--until") if arguments.until else None
+    prices = read()
     from infra import environment
 
     name, events = environment.previewed(arguments.stack)
-    found = {"stack": name, **estimate(resources(events), read(), plan=plan, until=until)}
+    found = {"stack": name, **estimate(resources(events), prices, plan=plan, until=until)}
     if arguments.json:
         result(found, as_json=True)
     else:
@@ -78,163 +47,110 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     made = parser("infra.cost", "Price what a preview declares, from the checked-in price file.")
-    made.add_argument("--stack", help="the Pulumi stack (default: the selected one)")
-    made.add_argument(
-        "--endpoint-plan", metavar="JSON", help='[{"instance_type": SIZE, "instance_count": 1}], or a file'
-    )
-    made.add_argument("--until", metavar="TIME", help="when the stack goes (default: its tag expires-on)")
+    made.add_argument("--stack", help="the Pulumi stack, which need not be there yet (default: the selected one)")
+    made.add_argument("--endpoint-plan", metavar="JSON|FILE", help=f"what the endpoint will keep, such as {PLAN}")
+    made.add_argument("--until", metavar="TIME", help="when the stack goes (default: by its expiresOn or ttlHours)")
     made.add_argument("--refresh", action="store_true", help="fill the price file from the Azure Retail Prices API")
-    made.add_argument("--region", help="with --refresh: the region (default: the file's)")
-    made.add_argument("--currency", help="with --refresh: the currency (default: the file's)")
-    made.add_argument("--size", action="append", default=[], help="with --refresh: add a VM size to the file")
+    made.add_argument("--region", help="with --refresh: a region to add to those of the file")
+    made.add_argument("--currency", help="with --refresh: the currency of all prices (default: the file's)")
+    made.add_argument("--size", action="append", default=[], help="with --refresh: a VM size to add to the file")
     return made
 
 
-# --- what is declared -----------------------------------------------------------------------------------------------
-
-
-def resources(events: Iterable[EngineEvent]) -> list[Resource]:
-    """What would be there after the previewed update."""
-    found: dict[str, Resource] = {}
-    for event in events:
-        step = event.resource_pre_event
-        if step is not None and step.metadata.new is not None and step.metadata.new.inputs is not None:
-            one = step.metadata
-            found[one.urn] = Resource(one.type, one.urn.rsplit("::", 1)[-1], step.metadata.new.inputs)
-    return list(found.values())
-
-
-def charges(resource: Resource) -> list[Charge]:
-    """What a resource costs by; the meter of an unknown type is the type itself, which no price file has."""
-    kind, inputs, name = plain_type(resource.type), resource.inputs, resource.name
-    if kind in UNMETERED or ":" not in kind:
-        return []
-    match kind:
-        case "machinelearningservices:Compute":
-            return _cluster(name, inputs)
-        case "containerregistry:Registry":
-            return [Charge(name, f"container-registry/{inputs.get('sku', {}).get('name')}", "always")]
-        case "storage:StorageAccount":
-            return [Charge(name, f"storage/{inputs.get('sku', {}).get('name')}", "usage")]
-        case "operationalinsights:Workspace" | "applicationinsights:Component":
-            return [Charge(name, "log-analytics", "usage")]
-        case "keyvault:Vault":
-            return [Charge(name, f"key-vault/{inputs.get('properties', {}).get('sku', {}).get('name')}", "usage")]
-    return [Charge(name, kind, "always")]
-
-
-def plain_type(token: str) -> str:
-    """`azure-native:storage/v20240101:StorageAccount` → `storage:StorageAccount`; others' → without a colon."""
-    package, _, rest = token.partition(":")
-    if package != "azure-native":
-        return ""
-    module, _, name = rest.partition(":")
-    return f"{module.split('/')[0]}:{name}"
-
-
-def _cluster(name: str, inputs: Mapping[str, Any]) -> list[Charge]:
-    inner = inputs.get("properties", {}).get("properties", {})
-    scale = inner.get("scaleSettings", {})
-    least, most = int(scale.get("minNodeCount") or 0), int(scale.get("maxNodeCount") or 0)
-    meter = f"vm/{inner.get('vmSize')}{LOW_PRIORITY if inner.get('vmPriority') == 'LowPriority' else ''}"
-    always = [Charge(name, meter, "always", least)] if least else []
-    return [*always, Charge(name, meter, "busy", most - least)]
-
-
-def endpoint_plan(text: str | None) -> list[Charge]:
-    """The instances that an endpoint will keep. Raises UserError for anything but the JSON that the help shows."""
-    if not text:
-        return []
-    try:
-        held = json.loads(text if text.lstrip()[:1] in "[{" else Path(text).read_text())
-        rows = held if isinstance(held, list) else [held]
-        return [
-            Charge("endpoint", f"vm/{row['instance_type']}", "deployed", int(row["instance_count"])) for row in rows
-        ]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"the endpoint's plan is not such as it should be: {type(error).__name__} {error}",
-            next_command="""--endpoint-plan '[{"instance_type": "Standard_NC24ads_A100_v4", "instance_count": 1}]'""",
-            code=WRONG_USE,
-        ) from None
-
-
 # --- what it costs --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Item:
+    """A charge with its price, None where it is unpriced, and the price's unit."""
+
+    charge: Charge
+    price: Price | None
+    unit: str
+
+    @property
+    def monthly(self) -> float:
+        """How many units are paid in a month, of a charge that is paid always."""
+        return self.charge.count * PER_MONTH.get(self.unit, 1.0)
+
+    def as_dict(self) -> dict[str, Any]:
+        known = asdict(self.price) if self.price else {"amount": None, "source": None, "date": None}
+        return {**asdict(self.charge), "unit": self.unit, "price": known.pop("amount"), **known}
 
 
 def estimate(
     found: list[Resource], prices: Prices, *, plan: list[Charge], until: datetime | None, now: datetime | None = None
 ) -> dict[str, Any]:
     """Every sum, as the verb prints it with --json."""
-    location = next((str(one.inputs["location"]) for one in found if one.inputs.get("location")), prices.region)
-    priced = [_priced(one, prices, location) for one in [*(c for r in found for c in charges(r)), *plan]]
-    until = until or _expiry(found)
-    by_use = sorted({one.meter for one in priced if one.when == "usage"})
+    now = now or datetime.now(UTC)
+    location = next((str(one.inputs["location"]) for one in found if one.inputs.get("location")), "")
+    all_charges = [*(charge for one in found for charge in charges(one)), *plan]
+    items = [Item(one, prices.price(one.meter, location), prices.unit(one.meter)) for one in all_charges]
+    by_use = sorted({one.charge.meter for one in items if one.charge.when == "usage"})
     return {
         "region": location,
         "currency": prices.currency,
-        "prices_from": {"source": prices.source, "region": prices.region, "date": prices.date},
-        "fixed_per_month": _sum([(one, _monthly(one)) for one in priced if one.when == "always"]),
-        "per_busy_gpu_hour": _per_gpu([one for one in priced if one.when == "busy"], prices),
-        "per_deployed_hour": _sum([(one, one.count) for one in priced if one.when == "deployed"]),
-        "worst_case": _worst(priced, until, now or datetime.now(UTC), by_use),
-        "items": [asdict(one) for one in priced],
-        "unpriced": sorted({one.meter for one in priced if one.price is None}),
+        "hours_per_month": HOURS_A_MONTH,
+        "prices_from": _sources(items),
+        "fixed_per_month": _sum([(one, one.monthly) for one in items if one.charge.when == "always"]),
+        "per_busy_gpu_hour": _per_gpu(items, prices),
+        "per_deployed_hour": _sum([(one, one.charge.count) for one in items if one.charge.when == "deployed"]),
+        "worst_case": _worst(items, until or _expiry(found, now), now),
+        "items": [one.as_dict() for one in items],
+        "unpriced": sorted({one.charge.meter for one in items if one.price is None}),
         "by_use": by_use,
+        "shared_registry": shared_registry(found),
     }
 
 
-def _priced(one: Charge, prices: Prices, location: str) -> Charge:
-    price = prices.price(one.meter, location)
-    return Charge(one.resource, one.meter, one.when, one.count, price, prices.unit(one.meter))
+def _sources(items: Iterable[Item]) -> list[dict[str, str]]:
+    used = {(one.price.source, one.price.date) for one in items if one.price}
+    return [{"source": source, "date": day} for source, day in sorted(used)]
 
 
-def _monthly(one: Charge) -> float:
-    return one.count * PER_MONTH.get(one.unit, 1.0)
-
-
-def _sum(parts: list[tuple[Charge, float]]) -> dict[str, Any] | None:
+def _sum(parts: Sequence[tuple[Item, float]]) -> dict[str, Any] | None:
     """Price times count over all parts: None if there are none, its amount None if none has a price."""
     if not parts:
         return None
-    known = [one.price * count for one, count in parts if one.price is not None]
-    missing = sorted({one.meter for one, _ in parts if one.price is None})
+    known = [one.price.amount * count for one, count in parts if one.price]
+    missing = sorted({one.charge.meter for one, _ in parts if one.price is None})
     return {"amount": round(sum(known), 4) if known else None, "unpriced": missing}
 
 
-def _per_gpu(busy: list[Charge], prices: Prices) -> dict[str, Any] | None:
-    """One node's hour by its GPUs; of a size whose GPUs are not in the file, the node's hour."""
-    shares = [(one, 1 / (prices.gpus(one.meter) or 1)) for one in busy]
-    found = _sum(shares)
+def _per_gpu(items: Iterable[Item], prices: Prices) -> dict[str, Any] | None:
+    """One GPU's share of its node's hour; of a size whose GPUs are not in the file, the node's hour."""
+    busy = [one for one in items if one.charge.when == "busy" and has_gpu(one.charge.meter)]
+    found = _sum([(one, 1 / (prices.gpus(one.charge.meter) or 1)) for one in busy])
     if found is not None:
-        found["per_node"] = [one.meter for one in busy if not prices.gpus(one.meter)]
+        found["per_node"] = [one.charge.meter for one in busy if not prices.gpus(one.charge.meter)]
     return found
 
 
-def _worst(priced: list[Charge], until: datetime | None, now: datetime, by_use: list[str]) -> dict[str, Any] | None:
+def _worst(items: list[Item], until: datetime | None, now: datetime) -> dict[str, Any] | None:
     """All nodes busy and all instances deployed in every hour that is left; None without an expiry."""
     if until is None:
         return None
     hours = max((until - now).total_seconds() / 3600, 0.0)
-    parts = [
-        (one, (_monthly(one) / HOURS_A_MONTH if one.when == "always" else one.count) * hours)
-        for one in priced
-        if one.when != "usage"
-    ]
-    found = _sum(parts) or {"amount": None, "unpriced": []}
+    parts = [(one, _hourly(one) * hours) for one in items if one.charge.when != "usage"]
     return {
-        **found,
-        "unpriced": [*found["unpriced"], *(f"{one} (by use)" for one in by_use)],
-        "until": until.isoformat(),
+        **(_sum(parts) or {"amount": None, "unpriced": []}),
+        "until": until.isoformat(timespec="minutes"),
         "hours": round(hours, 1),
+        "endpoint": any(one.charge.when == "deployed" for one, _ in parts),
     }
 
 
-def _expiry(found: list[Resource]) -> datetime | None:
-    for one in found:
-        if text := (one.inputs.get("tags") or {}).get("expires-on"):
-            return _moment(str(text), "the tag expires-on")
-    return None
+def _hourly(one: Item) -> float:
+    return one.monthly / HOURS_A_MONTH if one.charge.when == "always" else one.charge.count
+
+
+def _expiry(found: Iterable[Resource], now: datetime) -> datetime | None:
+    """By the tags that the program puts on all of a stack's resources."""
+    tags: Mapping[str, Any] = next((held for one in found if (held := one.inputs.get("tags"))), {})
+    if text := tags.get("expires-on"):
+        return _moment(str(text), "the tag expires-on")
+    hours = str(tags.get("ttl-hours", ""))
+    return now + timedelta(hours=int(hours)) if hours.isdecimal() else None
 
 
 def _moment(text: str, where: str) -> datetime:
@@ -249,36 +165,82 @@ def _moment(text: str, where: str) -> datetime:
 
 # --- what is read ---------------------------------------------------------------------------------------------------
 
+PAID: dict[str, str] = {
+    "always": "always",
+    "busy": "while busy",
+    "deployed": "while deployed",
+    "usage": "by use",
+}
+UNITS = {
+    "1 Hour": "an hour",
+    "1/Day": "a day",
+    "1/Month": "a month",
+    "1 GB/Month": "a GB and month",
+    "1 GB": "a GB",
+    "10K": "10,000 operations",
+    "1M": "a million request units",
+}
+
 
 def lines(found: Mapping[str, Any]) -> list[str]:
-    """The estimate for a reader."""
-    source, currency = found["prices_from"], found["currency"]
-    dated = f"as of {source['date']}" if source["date"] else "never filled in: make prices"
-    made = [f"prices: {source['source']}, {source['region']}, {dated}"]
-    rows = {
-        "fixed per month": (found["fixed_per_month"], "nothing is paid for that stands idle"),
-        "per busy GPU hour": (found["per_busy_gpu_hour"], "there is no cluster"),
-        "per deployed hour": (found["per_deployed_hour"], "no endpoint is planned here (--endpoint-plan)"),
-        "worst case until expiry": (found["worst_case"], "not known: the stack has no expiry (--until TIME)"),
+    """The estimate as a table for a reader: what is paid for, then the sums."""
+    place = f"{found.get('stack', 'the stack')} in {found['region']}"
+    title = f"cost of {place}, in {found['currency']}; a month has {found['hours_per_month']} hours"
+    rows = [*_item_rows(found), ("", "", ""), *_sum_rows(found)]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    table = [f"  {row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]}".rstrip() for row in rows]
+    return [title, *table, *_notes(found)]
+
+
+def _item_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """One row for each meter; a meter that several resources use is one row, which names them all."""
+    merged: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for item in found["items"]:
+        merged.setdefault((item["when"], item["meter"]), []).append(item)
+    for when, meter in sorted(merged, key=lambda pair: (list(PAID).index(pair[0]), pair[1])):
+        items = merged[when, meter]
+        price, unit = items[0]["price"], items[0]["unit"]
+        what = meter.removeprefix("vm/").replace(LOW_PRIORITY, ", low priority")
+        many = f"{sum(item['count'] for item in items)} x " if meter.startswith("vm/") else ""
+        each = " each" if many else ""
+        names = ", ".join(item["resource"].rstrip("-") for item in items)
+        shown = "unpriced" if price is None else f"{price:,.10g} {UNITS.get(unit, 'per ' + unit)}{each}"
+        yield PAID[when], f"{many}{what} ({names})", shown
+
+
+def _sum_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    none = {
+        "fixed per month": "nothing is paid for that stands idle",
+        "per busy GPU hour": "there is no cluster with GPUs",
+        "per deployed hour": "no endpoint is planned: add --endpoint-plan",
+        "worst case until expiry": "the stack does not expire: set expiresOn, or add --until TIME",
     }
-    made += [f"  {label}: {_amount(value, currency) if value else none}" for label, (value, none) in rows.items()]
-    if found["unpriced"]:
-        made.append(f"  unpriced: {', '.join(found['unpriced'])}")
-    if found["by_use"]:
-        made.append(f"  by use, in no sum: {', '.join(found['by_use'])}")
-    if found["region"] != source["region"]:
-        made.append(
-            f"  the prices are of {source['region']}: python -m infra.cost --refresh --region {found['region']}"
-        )
-    return made
+    for label, why in none.items():
+        value = found[label.removesuffix(" until expiry").replace(" ", "_").lower()]
+        yield label, *(_amount(value, found["currency"]) if value else ("-", why))
 
 
-def _amount(value: Mapping[str, Any], currency: str) -> str:
-    missing = f"unpriced: {', '.join(value['unpriced'])}" if value["unpriced"] else ""
+def _amount(value: Mapping[str, Any], currency: str) -> tuple[str, str]:
+    """A sum, and what there is to say about it."""
+    notes = [f"without {', '.join(value['unpriced'])}"] if value["unpriced"] else []
+    if value.get("per_node"):
+        notes.append("of a node: its GPUs are not in the price file")
+    if "until" in value:
+        what = "nodes and endpoint" if value["endpoint"] else "nodes, but no endpoint,"
+        notes.append(f"all {what} for {value['hours']:,g} hours, until {value['until']}")
     if value["amount"] is None:
-        return missing
-    node = " (of a node: its GPUs are not in the price file)" if value.get("per_node") else ""
-    return f"{'at least ' if missing else ''}{value['amount']:,.2f} {currency}{node}{'; ' + missing if missing else ''}"
+        return "unpriced", "; ".join(notes)
+    return f"{'at least ' if value['unpriced'] else ''}{value['amount']:,.2f} {currency}", "; ".join(notes)
+
+
+def _notes(found: Mapping[str, Any]) -> Iterator[str]:
+    if found["shared_registry"]:
+        yield f"  the container registry {found['shared_registry']} is shared: not this stack's to pay"
+    yield "  in no sum: what is paid by use, traffic, the nodes' disks, discounts, taxes"
+    for one in found["prices_from"]:
+        yield f"  prices of {one['date']}: {one['source']}"
+    if found["unpriced"]:
+        yield f"  unpriced: python -m infra.cost --refresh --region {found['region']} asks Azure's public price list"
 
 
 def tell(events: Iterable[EngineEvent]) -> None:

@@ -1,4 +1,4 @@
-"""Cost: sums of what is known, names of what is not; the price file, filled from an answer in the API's shape."""
+"""Cost: sums of what is known, names of what is not."""
 
 from __future__ import annotations
 
@@ -9,45 +9,56 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import requests
 
 from infra import cost, environment, prices
+from infra.charges import Resource, charges, endpoint_plan, resources
 from infra.cli import UserError
-from infra.cost import Resource
-from infra.prices import Prices
+from infra.prices import Price, Prices
+from tests.infra.conftest import Cli
 from tests.support.local_azure import LocalAzure, last_json
 
 SIZE = "Standard_NC24ads_A100_v4"
+CPU = "Standard_D4ds_v5"
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 # Round numbers, so that sums can be checked by eye; no one's prices.
+AMOUNTS = {f"vm/{SIZE}": 4.0, f"vm/{SIZE}/low-priority": 1.0, f"vm/{CPU}": 0.5, "container-registry/Standard": 24.0}
 PRICES = Prices(
-    "eastus2",
     "USD",
-    "a test",
-    "2026-11-01",
     {
-        f"vm/{SIZE}": {"unit": "1 Hour", "price": 4.0, "gpus": 2},
-        f"vm/{SIZE}/low-priority": {"unit": "1 Hour", "price": 1.0},
-        "container-registry/Standard": {"unit": "1/Day", "price": 24.0},
-        "storage/Standard_LRS": {"unit": "1 GB/Month", "price": None},
+        f"vm/{SIZE}": {"unit": "1 Hour", "gpus": 2},
+        f"vm/{SIZE}/low-priority": {"unit": "1 Hour"},
+        f"vm/{CPU}": {"unit": "1 Hour", "gpus": 0},
+        "container-registry/Standard": {"unit": "1/Day"},
+        "storage/Standard_LRS": {"unit": "1 GB/Month"},
     },
+    {"eastus2": {name: Price(amount, "a test", "2026-11-01") for name, amount in AMOUNTS.items()}},
 )
 
 
-def cluster(least: int = 0, most: int = 2, **more: Any) -> Resource:
+def cluster(least: int = 0, most: int = 2, name: str = "gpu-cluster", **more: Any) -> Resource:
     scale = {"minNodeCount": least, "maxNodeCount": most}
     inner = {"vmSize": SIZE, "scaleSettings": scale, **more}
     inputs = {"location": "eastus2", "properties": {"computeType": "AmlCompute", "properties": inner}}
-    return Resource("azure-native:machinelearningservices:Compute", "gpu-cluster", inputs)
+    return Resource("azure-native:machinelearningservices:Compute", name, inputs)
 
 
-REGISTRY = Resource("azure-native:containerregistry:Registry", "cr", {"sku": {"name": "Standard"}})
+def tagged(**tags: str) -> Resource:
+    return Resource("azure-native:resources:ResourceGroup", "rg", {"location": "eastus2", "tags": tags})
+
+
+REGISTRY = Resource(
+    "azure-native:containerregistry:Registry", "cr", {"location": "eastus2", "sku": {"name": "Standard"}}
+)
 STORAGE = Resource("azure-native:storage/v20240101:StorageAccount", "st", {"sku": {"name": "Standard_LRS"}})
 STACK = [Resource("pulumi:pulumi:Stack", "x", {}), REGISTRY, STORAGE, cluster()]
 
 
 def estimate(found: list[Resource], **more: Any) -> dict[str, Any]:
     return cost.estimate(found, PRICES, **{"plan": [], "until": None, "now": NOW, **more})
+
+
+def shown(found: dict[str, Any]) -> str:
+    return "\n".join(cost.lines({**found, "stack": "x"}))
 
 
 def test_an_idle_stack_pays_for_its_registry_and_not_for_its_cluster() -> None:
@@ -57,179 +68,164 @@ def test_an_idle_stack_pays_for_its_registry_and_not_for_its_cluster() -> None:
 
 
 def test_a_cluster_that_never_shrinks_to_0_is_a_fixed_cost() -> None:
-    assert estimate([cluster(least=1)])["fixed_per_month"]["amount"] == 4 * 730
+    until = datetime(2026, 11, 1, 10, tzinfo=UTC)
+    found = estimate([cluster(least=1)], until=until)
+    assert found["fixed_per_month"]["amount"] == 4 * 730
+    assert found["worst_case"]["amount"] == 10 * 2 * 4, "no node is counted twice"
 
 
 def test_low_priority_has_its_own_price_and_unknown_gpus_are_said() -> None:
     found = estimate([cluster(most=1, vmPriority="LowPriority")])
     assert found["per_busy_gpu_hour"]["amount"] == 1.0
-    assert "of a node" in "\n".join(cost.lines({**found, "stack": "x"}))
+    assert "of a node" in shown(found)
+
+
+def test_a_cpu_cluster_is_in_the_worst_case_and_not_in_the_gpu_hour() -> None:
+    both = [cluster(), cluster(name="cpu-cluster", vmSize=CPU), tagged(**{"expires-on": "2026-11-01T10:00:00Z"})]
+    found = estimate(both)
+    assert found["per_busy_gpu_hour"]["amount"] == 2.0
+    assert found["worst_case"]["amount"] == 10 * (2 * 4 + 2 * 0.5)
+    assert estimate([cluster(vmSize=CPU)])["per_busy_gpu_hour"] is None
+    assert "2 x Standard_D4ds_v5 (cpu-cluster)" in shown(found) and "0.5 an hour each" in shown(found)
 
 
 def test_the_endpoint_counts_every_hour_that_it_is_deployed() -> None:
-    plan = cost.endpoint_plan(json.dumps([{"instance_type": SIZE, "instance_count": 3}]))
+    plan = endpoint_plan(json.dumps([{"instance_type": SIZE, "instance_count": 3}]))
     assert estimate(STACK, plan=plan)["per_deployed_hour"]["amount"] == 12.0
 
 
 def test_the_worst_case_is_everything_busy_until_the_expiry() -> None:
-    tagged = Resource("azure-native:resources:ResourceGroup", "rg", {"tags": {"expires-on": "2026-11-01T10:00:00Z"}})
-    found = estimate([*STACK, tagged])["worst_case"]
-    assert found["hours"] == 10.0
+    found = estimate([*STACK, tagged(**{"expires-on": "2026-11-01T10:00:00Z"})])["worst_case"]
+    assert found["hours"] == 10.0 and found["until"] == "2026-11-01T10:00+00:00"
     assert found["amount"] == 10 * (1 + 2 * 4)  # a 24th of the registry's day, and two nodes
-    assert found["unpriced"] == ["storage/Standard_LRS (by use)"]
+    assert found["unpriced"] == [] and found["endpoint"] is False
     assert estimate(STACK)["worst_case"] is None
-    assert "no expiry" in "\n".join(cost.lines(estimate(STACK)))
+    assert "the stack does not expire" in shown(estimate(STACK))
+
+
+def test_a_planned_endpoint_is_in_the_worst_case_to_its_end() -> None:
+    plan = endpoint_plan(json.dumps({"instance_type": SIZE, "instance_count": 1}))
+    until = datetime(2026, 11, 1, 10, tzinfo=UTC)
+    found = estimate(STACK, plan=plan, until=until)["worst_case"]
+    assert found["amount"] == 10 * (1 + 2 * 4 + 4) and found["endpoint"] is True
+
+
+def test_hours_to_live_are_an_expiry_too_and_a_date_goes_before_them() -> None:
+    assert estimate([*STACK, tagged(**{"ttl-hours": "8"})])["worst_case"]["hours"] == 8.0
+    both = {"ttl-hours": "8", "expires-on": "2026-11-01T02:00:00Z"}
+    assert estimate([*STACK, tagged(**both)])["worst_case"]["hours"] == 2.0
+    assert estimate([*STACK, tagged(**{"expires-on": "2026-10-31T00:00:00Z"})])["worst_case"]["amount"] == 0.0
 
 
 def test_what_has_no_price_is_named_and_never_0() -> None:
-    database = Resource("azure-native:documentdb:DatabaseAccount", "db", {})
+    database = Resource("azure-native:sql:Server", "db", {})
     found = estimate([REGISTRY, database])
-    assert found["fixed_per_month"] == {"amount": 730.0, "unpriced": ["documentdb:DatabaseAccount"]}
-    assert "at least 730.00 USD; unpriced: documentdb:DatabaseAccount" in "\n".join(cost.lines(found))
-    assert estimate([database])["fixed_per_month"]["amount"] is None
+    assert found["fixed_per_month"] == {"amount": 730.0, "unpriced": ["sql:Server"]}
+    (row,) = [line for line in cost.lines(found) if line.strip().startswith("fixed per month")]
+    assert "at least 730.00 USD" in row and "without sql:Server" in row
+    alone = estimate([database])
+    assert alone["fixed_per_month"]["amount"] is None
+    assert "0.00" not in shown(alone) and "sql:Server (db)" in shown(alone)
+
+
+def test_a_chat_store_is_paid_by_use() -> None:
+    account = Resource("azure-native:cosmosdb:DatabaseAccount", "db", {"capabilities": [{"name": "EnableServerless"}]})
+    inside = Resource("azure-native:cosmosdb:SqlResourceSqlDatabase", "chat", {})
+    found = estimate([account, inside])
+    assert found["by_use"] == ["cosmos-db/serverless", "cosmos-db/storage"]
+    assert found["fixed_per_month"] is None
+    provisioned = estimate([Resource(account.type, "db", {})])["fixed_per_month"]
+    assert provisioned == {"amount": None, "unpriced": ["cosmosdb:DatabaseAccount"]}
+
+
+def test_a_shared_registry_is_not_this_stacks_to_pay() -> None:
+    where = "/subscriptions/s/resourceGroups/shared/providers/Microsoft.ContainerRegistry/registries/crshared"
+    workspace = Resource("azure-native:machinelearningservices:Workspace", "mlw", {"containerRegistry": where})
+    found = estimate([workspace, cluster()])
+    assert found["fixed_per_month"] is None and found["shared_registry"] == "crshared"
+    assert "the container registry crshared is shared: not this stack's to pay" in shown(found)
+    assert estimate([workspace, REGISTRY])["shared_registry"] is None
 
 
 def test_prices_of_another_region_are_no_prices() -> None:
     there = Resource(REGISTRY.type, "cr", {**REGISTRY.inputs, "location": "westeurope"})
     found = estimate([there])
     assert found["fixed_per_month"]["amount"] is None
-    assert "--region westeurope" in "\n".join(cost.lines(found))
+    assert "--region westeurope" in shown(found)
+
+
+def test_the_table_says_currency_month_and_where_the_prices_are_from() -> None:
+    text = shown(estimate(STACK))
+    assert text.splitlines()[0] == "cost of x in eastus2, in USD; a month has 730 hours"
+    assert "prices of 2026-11-01: a test" in text
+    assert [line for line in text.splitlines() if "container-registry/Standard (cr)" in line and "24 a day" in line]
+    assert "2 x Standard_NC24ads_A100_v4 (gpu-cluster)" in text and "4 an hour each" in text
 
 
 @pytest.mark.parametrize(
-    "text", ["[{}]", "[1]", "{", "/nowhere.json", '[{"instance_type": "x", "instance_count": "y"}]']
+    ("text", "why"),
+    [
+        ("[{}]", "`instance_type` is null"),
+        ("[1]", "1 is not an object"),
+        ("{", "not JSON"),
+        ("/nowhere.json", "cannot be read"),
+        ('{"instance_type": "x", "instance_count": "y"}', '`instance_count` is "y"'),
+        ('{"instance_type": "x", "instance_count": -1}', "`instance_count` is -1"),
+        ('{"instance_type": "x", "instance_count": 0}', "`instance_count` is 0"),
+        ('{"instance_type": "x", "instance_count": 1.5}', "`instance_count` is 1.5"),
+        ('{"instance_type": "x", "instance_count": true}', "`instance_count` is true"),
+        ('{"instance_type": "", "instance_count": 1}', '`instance_type` is ""'),
+    ],
 )
-def test_a_wrong_plan_is_wrong_use(text: str) -> None:
-    with pytest.raises(UserError, match="plan is not such") as error:
-        cost.endpoint_plan(text)
+def test_a_wrong_plan_is_wrong_use(text: str, why: str) -> None:
+    with pytest.raises(UserError) as error:
+        endpoint_plan(text)
+    assert error.value.code == 2 and why in error.value.message and "\n" not in error.value.message
+
+
+def test_a_plan_may_lie_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps([{"instance_type": SIZE, "instance_count": 2}]))
+    (found,) = endpoint_plan(str(file))
+    assert (found.meter, found.count) == (f"vm/{SIZE}", 2)
+
+
+@pytest.mark.parametrize(
+    "options", [["--until", "soon"], ["--region", "westeurope"], ["--currency", "EUR"], ["--size", "Standard_X"]]
+)
+def test_an_option_that_makes_no_sense_is_wrong_use(options: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        cost.main(options)
     assert error.value.code == 2
 
 
-# --- the price file -------------------------------------------------------------------------------------------------
+# --- the preview ----------------------------------------------------------------------------------------------------
 
 
-def item(price: float, **more: Any) -> dict[str, Any]:
-    """An item with the fields that the API's documentation shows."""
-    return {
-        "currencyCode": "USD",
-        "tierMinimumUnits": 0.0,
-        "retailPrice": price,
-        "unitPrice": price,
-        "armRegionName": "eastus2",
-        "location": "US East 2",
-        "effectiveStartDate": "2026-01-01T00:00:00Z",
-        "meterId": "000009d0-057f-5f2b-b7e9-9e26add324a8",
-        "meterName": "NC24ads A100 v4",
-        "productId": "DZH318Z0BPVW",
-        "skuId": "DZH318Z0BPVW/00QZ",
-        "productName": "Virtual Machines NCads A100 v4 Series",
-        "skuName": "NC24ads A100 v4",
-        "serviceName": "Virtual Machines",
-        "serviceId": "DZH313Z7MMC8",
-        "serviceFamily": "Compute",
-        "unitOfMeasure": "1 Hour",
-        "type": "Consumption",
-        "isPrimaryMeterRegion": True,
-        "armSkuName": SIZE,
-        **more,
-    }
-
-
-VM_ITEMS = [
-    item(9.0, productName="Virtual Machines NCads A100 v4 Series Windows", meterId="w"),
-    item(0.5, meterName="NC24ads A100 v4 Spot", meterId="s"),
-    item(1.5, meterName="NC24ads A100 v4 Low Priority", meterId="l"),
-    item(8000.0, type="Reservation", meterId="r"),
-]
-
-
-class Api:
-    """The Retail Prices API: two pages, and what it was asked."""
-
-    def __init__(self) -> None:
-        self.filters: list[str] = []
-        self.last = [item(4.5)]
-
-    def get(self, url: str, *, params: dict[str, str], timeout: float) -> requests.Response:
-        answer = requests.Response()
-        answer.status_code = 200
-        page: dict[str, Any] = {"BillingCurrency": "USD", "CustomerEntityId": "Default", "CustomerEntityType": "Retail"}
-        if params:
-            self.filters.append(params["$filter"])
-            page |= {"Items": VM_ITEMS, "NextPageLink": f"{url}?$skip=100", "Count": len(VM_ITEMS)}
-        else:
-            page |= {"Items": self.last, "NextPageLink": None, "Count": len(self.last)}
-        answer._content = json.dumps(page).encode()
-        return answer
-
-
-@pytest.fixture
-def api(monkeypatch: pytest.MonkeyPatch) -> Api:
-    made = Api()
-    monkeypatch.setattr(requests, "get", made.get)
-    return made
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    made = tmp_path / "prices.json"
-    made.write_text(prices.FILE.read_text())
-    return made
-
-
-def test_a_refresh_takes_linux_pay_as_you_go_over_all_pages(api: Api, file: Path) -> None:
-    left = prices.refresh(file)
-    found = prices.read(file)
-    assert found.price(f"vm/{SIZE}", "eastus2") == 4.5
-    assert found.price(f"vm/{SIZE}/low-priority", "eastus2") == 1.5
-    assert found.date == datetime.now(UTC).date().isoformat()
-    assert "storage/Standard_LRS" in left  # no item has its unit
-    expected = f"serviceName eq 'Virtual Machines' and armSkuName eq '{SIZE}' and armRegionName eq 'eastus2'"
-    assert api.filters[0] == f"{expected} and priceType eq 'Consumption'"
-
-
-def test_of_a_meters_tiers_the_dearest_counts(api: Api, file: Path) -> None:
-    api.last = [item(0.0), item(2.5, tierMinimumUnits=5.0)]
-    prices.refresh(file)
-    assert prices.read(file).price(f"vm/{SIZE}", "eastus2") == 2.5
-
-
-@pytest.mark.parametrize("items", [[], [item(1.0), item(2.0, meterId="other")], [item(0.0)]])
-def test_what_is_not_found_once_stays_unpriced(api: Api, file: Path, items: list[dict[str, Any]]) -> None:
-    api.last = items
-    assert f"vm/{SIZE}" in prices.refresh(file)
-
-
-def test_another_region_and_size_can_be_asked_for(api: Api, file: Path) -> None:
-    prices.refresh(file, region="westeurope", sizes=("Standard_X",))
-    found = prices.read(file)
-    assert found.region == "westeurope" and found.price("vm/Standard_X", "westeurope") == 4.5
-
-
-def test_a_failed_refresh_leaves_the_file_as_it_was(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any, **__: Any) -> requests.Response:
-        raise requests.ConnectionError("no route")
-
-    monkeypatch.setattr(requests, "get", fail)
-    with pytest.raises(UserError, match="gave no prices"):
-        prices.refresh(file)
-    assert file.read_text() == prices.FILE.read_text()
-
-
-def test_no_price_is_checked_in_without_its_source_and_date() -> None:
-    found = prices.read()
-    for name, meter in found.meters.items():
-        assert meter["price"] is None or (found.date and meter.get("meterId")), name
+def test_every_charge_of_this_program_has_a_meter(pulumi: Cli) -> None:
+    """Else a new resource would be told as unpriced for ever, and no refresh could change it."""
+    emails = {"budgetEmails": ["ml-platform@contoso.com"], "budgetStart": "2026-11-01", "budgetAmount": 100}
+    pulumi.configure(chatStore=True, cpuMaxNodes=2, grants="least", githubSubject="repo:a/b:ref:refs/heads/c", **emails)
+    code, out, err = pulumi("preview", "--json")
+    assert code == 0, err
+    states = [step["newState"] for step in json.loads(out)["steps"]]
+    found = [one for state in states for one in charges(Resource(state["type"], state["urn"], state["inputs"]))]
+    assert len(found) >= 9
+    assert {one.meter for one in found} <= set(prices.read().meters)
 
 
 def test_a_preview_of_a_new_stack_is_priced_and_leaves_nothing(azure: LocalAzure) -> None:
     done = azure.run("-m", "infra.cost", "--stack", "cost-test", "--json")
     assert done.returncode == 0, done.stderr
     found = last_json(done.stdout)
-    assert {one["meter"] for one in found["items"]} == set(prices.read().meters) - {
-        "vm/Standard_E4s_v3",
-        f"vm/{SIZE}/low-priority",
+    assert {one["meter"] for one in found["items"]} == {
+        f"vm/{SIZE}",
+        "container-registry/Standard",
+        "storage/Standard_LRS",
+        "log-analytics",
+        "key-vault/standard",
     }
+    assert found["stack"] == "cost-test" and found["hours_per_month"] == 730
     assert not (prices.FILE.parent.parent / "Pulumi.cost-test.yaml").exists()
 
 
@@ -252,4 +248,11 @@ def test_bringing_up_says_the_price_before_it_asks(capsys: pytest.CaptureFixture
     made = {"type": REGISTRY.type, "urn": "urn:pulumi:x::p::t::cr", "new": SimpleNamespace(inputs=REGISTRY.inputs)}
     event: Any = SimpleNamespace(resource_pre_event=SimpleNamespace(metadata=SimpleNamespace(**made)))
     cost.tell([event, SimpleNamespace(resource_pre_event=None)])  # type: ignore[list-item]
-    assert "fixed per month: unpriced: container-registry/Standard" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert printed.err.startswith("cost of the stack in eastus2, in USD") and printed.out == ""
+    assert "container-registry/Standard (cr)" in printed.err and "fixed per month" in printed.err
+
+
+def test_what_a_preview_deletes_is_not_paid_for() -> None:
+    gone: Any = SimpleNamespace(metadata=SimpleNamespace(type=REGISTRY.type, urn="u", new=None))
+    assert resources([SimpleNamespace(resource_pre_event=gone)]) == []  # type: ignore[list-item]
