@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -182,7 +183,8 @@ def test_destroy_deletes_the_group_and_azure_the_rest(pulumi: Cli) -> None:
 
 
 def test_everything_is_deleted_with_the_group(pulumi: Cli) -> None:
-    pulumi.up(chatStore=True, grants="least", budgetAmount=100, budgetEmails=["a@b.example"], budgetStart="2026-11-01")
+    month = datetime.now(UTC).strftime("%Y-%m-01")
+    pulumi.up(chatStore=True, grants="least", budgetAmount=100, budgetEmails=["a@b.example"], budgetStart=month)
     (group,) = [one["urn"] for one in pulumi.state() if one["type"].endswith(":ResourceGroup")]
     for one in pulumi.state():
         if one["custom"] and one["urn"] != group and one["type"].startswith("azure-native:"):
