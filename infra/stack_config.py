@@ -1,4 +1,7 @@
-"""A stack's settings outside of the Pulumi program: the same files, read and checked by the same code."""
+"""A stack's settings outside of the Pulumi program: the same files, read and checked by the same code.
+
+`project` is the folder with these files, the repository unless another one is given.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +15,20 @@ from infra.outputs import PROJECT
 if TYPE_CHECKING:
     from infra.settings import Settings
 
+TEMPLATE = "dev"
+"""The stack whose file a new stack's is copied from, unless another one is named."""
 
-def settings_of(stack: str, *, project: Path = PROJECT) -> Settings:
-    """The settings that `pulumi up` would see for `stack`; a stack without a file starts from Pulumi.dev.yaml.
+
+def settings_of(stack: str, *, project: Path | None = None) -> Settings:
+    """The settings that `pulumi up` would see for `stack`; a stack without a file starts from the template's.
 
     Raises:
         UserError: a file is unreadable, or a value is one that the program refuses.
     """
     import contextvars
 
-    schema = _yaml(project / "Pulumi.yaml")
-    name = str(schema.get("name", "finetune-phi"))
-    values = {f"{name}:{key}": rule["default"] for key, rule in schema.get("config", {}).items() if "default" in rule}
+    name = project_name(project=project)
+    values = {f"{name}:{key}": rule["default"] for key, rule in schema(project=project).items() if "default" in rule}
     values |= values_of(stack, project=project)
     texts = {key: one if isinstance(one, str) else json.dumps(one) for key, one in values.items()}
     # Pulumi keeps configuration, project and stack in context variables: in a copy they stay ours.
@@ -40,19 +45,45 @@ def _load(project: str, stack: str, texts: dict[str, str]) -> Settings:
     return settings.load()
 
 
-def values_of(stack: str, *, project: Path = PROJECT) -> dict[str, Any]:
+def values_of(stack: str, *, project: Path | None = None) -> dict[str, Any]:
     """What the stack's own file sets, by whole key, such as `azure-native:subscriptionId`."""
-    found = _yaml(file_of(stack, project=project)).get("config")
-    return found if isinstance(found, dict) else {}
+    return config_in(file_of(stack, project=project), project_name(project=project))
 
 
-def file_of(stack: str, *, project: Path = PROJECT) -> Path:
+def file_of(stack: str, *, project: Path | None = None) -> Path:
     """The file that holds the stack's configuration, or the one that a new stack copies."""
-    own = project / f"Pulumi.{stack}.yaml"
-    return own if own.exists() else project / "Pulumi.dev.yaml"
+    own = own_file(stack, project=project)
+    return own if own.exists() else own_file(TEMPLATE, project=project)
 
 
-def _yaml(path: Path) -> dict[str, Any]:
+def own_file(stack: str, *, project: Path | None = None) -> Path:
+    """Where the stack's configuration is, or would be."""
+    return (project or PROJECT) / f"Pulumi.{stack}.yaml"
+
+
+def config_in(path: Path, namespace: str) -> dict[str, Any]:
+    """What a stack's file sets, by whole key; nothing if there is no file."""
+    return by_whole_key(read(path).get("config") if path.exists() else None, namespace)
+
+
+def by_whole_key(config: object, namespace: str) -> dict[str, Any]:
+    """A file's `config:`; a key without a namespace is the project's."""
+    values = config if isinstance(config, dict) else {}
+    return {key if ":" in key else f"{namespace}:{key}": value for key, value in values.items()}
+
+
+def project_name(*, project: Path | None = None) -> str:
+    return str(read((project or PROJECT) / "Pulumi.yaml").get("name", "finetune-phi"))
+
+
+def schema(*, project: Path | None = None) -> dict[str, dict[str, Any]]:
+    """Every key that Pulumi.yaml declares, with its type and default."""
+    found = read((project or PROJECT) / "Pulumi.yaml").get("config", {})
+    return {key: rule for key, rule in found.items() if isinstance(rule, dict)}
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A YAML file's mapping. Raises UserError if it cannot be read."""
     import yaml
 
     try:
