@@ -74,11 +74,22 @@ def writable(rid: ResourceId, body: dict[str, Any]) -> dict[str, Any]:
     """The body without what only Azure itself writes."""
     members = schema(rid.type)["properties"]
     kept = {key: value for key, value in body.items() if members.get(key) != "readOnly"}
-    inner = members.get("properties!", members.get("properties"))
-    if isinstance(inner, dict) and isinstance(kept.get("properties"), dict):
-        known = inner["properties"]
+    if isinstance(kept.get("properties"), dict):
+        known = _inner(rid)
         kept["properties"] = {key: value for key, value in kept["properties"].items() if known.get(key) != "readOnly"}
     return kept
+
+
+def has_state(rid: ResourceId) -> bool:
+    """Whether resources of the type have a provisioningState."""
+    return "provisioningState" in _inner(rid)
+
+
+def _inner(rid: ResourceId) -> dict[str, Any]:
+    """What the type's `properties` take."""
+    members = schema(rid.type)["properties"]
+    spec = members.get("properties!", members.get("properties"))
+    return dict(spec["properties"]) if isinstance(spec, dict) else {}
 
 
 class _Check:

@@ -52,7 +52,8 @@ class Operations:
         """Begin an operation; returns the headers that lead to it. Without work it has succeeded already."""
         operation_id = self._begin(work)
         namespace, name = service.split("/")
-        base = f"{MANAGEMENT}/providers/{namespace}/locations/{location}/{name}"
+        where = location.replace(" ", "").lower()
+        base = f"{MANAGEMENT}/providers/{namespace}/locations/{where}/{name}"
         return {
             "Azure-AsyncOperation": f"{base}sStatus/{operation_id}?api-version=2024-10-01",
             "Location": f"{base}Results/{operation_id}?api-version=2024-10-01",

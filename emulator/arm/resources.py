@@ -158,13 +158,14 @@ class Arm:
         kind = known(rid)
         kept = before["properties"] if before else {}
         outputs = {key: kept.get(key, value) for key, value in kind.outputs(rid, body).items()}
+        state = {"provisioningState": "Succeeded"} if bodies.has_state(rid) else {}
         written = bodies.writable(rid, body)
         stored = {
             **written,
             "id": str(rid),
             "name": rid.name,
             "type": kind.name,
-            "properties": {**(written.get("properties") or {}), **outputs, "provisioningState": "Succeeded"},
+            "properties": {**(written.get("properties") or {}), **outputs, **state},
         }
         if "identity" in written:
             stored["identity"] = self.resolve_identity(written["identity"], before)
@@ -180,7 +181,7 @@ class Arm:
         if not long:
             return JSONResponse(stored, 201 if created else 200)
         # A type without a location lies in its parent's; the operation is done, so any region's address will do.
-        location = str(stored.get("location") or "global").replace(" ", "").lower()
+        location = str(stored.get("location") or "global")
         headers = self.operations.start(location, service=service or f"{rid.namespace}/operation")
         if long == "alone":
             return Response(status_code=202, headers=headers)

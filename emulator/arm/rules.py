@@ -49,6 +49,7 @@ def _refused(message: str, code: str = "BadRequest", status: int = 400) -> ArmEr
 
 def _vault(properties: Body, before: Body | None) -> None:
     held = (before or {}).get("properties", {})
+    properties.pop("createMode", None)  # said in a request, never answered
     if properties.get("enablePurgeProtection") is False:
         raise _refused(
             'The property "enablePurgeProtection" cannot be set to false. '

@@ -6,6 +6,7 @@ NCasT4v3, DSv2, Esv3, Fsv2).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from starlette.requests import Request
@@ -54,16 +55,18 @@ class Computes:
         body, before = self._arm.check(rid, await json_body(request))
         self._check_cluster(body["properties"])
         inner = body["properties"]["properties"]
-        if before is not None:
-            self._keep(inner, before["properties"]["properties"])
         idle = {"allocationState": "Steady", "currentNodeCount": 0, "targetNodeCount": 0}
-        inner |= {**idle, "allocationStateTransitionTime": datetime.now(UTC).isoformat()}
+        nodes = {**idle, "allocationStateTransitionTime": datetime.now(UTC).isoformat()}
+        if before is None:
+            inner |= nodes
+        else:
+            self._keep(inner, before["properties"]["properties"], (*IGNORED, *nodes))
         return self._arm.answer(rid, *self._arm.save(rid, body, before), service=SERVICE)
 
     @staticmethod
-    def _keep(wanted: Body, held: Body) -> None:
-        """Azure accepts another size, priority, subnet or system, and ignores it."""
-        for name in IGNORED:
+    def _keep(wanted: Body, held: Body, names: Iterable[str]) -> None:
+        """Let what exists win: Azure accepts another size, priority, subnet or system, and ignores it."""
+        for name in names:
             wanted.pop(name, None)
             if name in held:
                 wanted[name] = held[name]

@@ -44,6 +44,7 @@ class Workspaces:
         body, before = self._arm.check(rid, await json_body(request))
         self._check_identity(body)
         self._check_dependencies(body.get("properties") or {})
+        body["properties"].pop("allowRecoverSoftDeletedWorkspace", None)  # said in a request, never answered
         stored, created = self._arm.save(rid, body, before)
         if created:
             self._make_datastores(rid, stored)
