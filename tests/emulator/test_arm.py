@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from emulator.arm.ids import ResourceId
 from emulator.home import SUBSCRIPTION_ID
-from tests.support.local_azure import LocalAzure
+from tests.support.local_azure import LocalAzure, is_gone
 
 BASE = f"/subscriptions/{SUBSCRIPTION_ID}/resourceGroups"
 HERE = {"location": "eastus2"}
@@ -32,9 +35,9 @@ def refusal(azure: LocalAzure, method: str, path: str, body: Any = None) -> tupl
     [
         ("Microsoft.Storage/storageAccounts/Has-Capitals", {"sku": {"name": "x"}, "kind": "y"}, "AccountNameInvalid"),
         ("Microsoft.Storage/storageAccounts/stphi", {"kind": "StorageV2"}, "InvalidRequestContent"),
-        ("Microsoft.KeyVault/vaults/ends-with-", {"properties": {}}, "InvalidResourceName"),
+        ("Microsoft.KeyVault/vaults/ends-with-", {"properties": {}}, "VaultNameNotValid"),
         ("Microsoft.ContainerRegistry/registries/no-dashes", {"sku": {"name": "Basic"}}, "InvalidResourceName"),
-        ("Microsoft.Insights/components/appi", {}, "InvalidRequestContent"),
+        ("Microsoft.Insights/components/appi", {}, "BadRequest"),
     ],
 )
 def test_a_bad_name_or_a_missing_field_is_400(
@@ -68,31 +71,48 @@ def test_ids_are_compared_without_case(azure: LocalAzure, group: str) -> None:
     assert azure.request("GET", group.upper().replace("/SUBSCRIPTIONS", "/subscriptions")).status_code == 200
 
 
-def test_a_role_for_a_managed_identity_needs_its_principal_type(azure: LocalAzure, group: str) -> None:
-    identity = azure.put(f"{group}/providers/Microsoft.ManagedIdentity/userAssignedIdentities/id-arm", HERE)
-    role = {"roleDefinitionId": "/subscriptions/x/roles/y", "principalId": identity["properties"]["principalId"]}
-    path = f"{group}/providers/Microsoft.Authorization/roleAssignments"
-    one, two = (f"{path}/00000000-0000-4000-8000-00000000000{number}" for number in (1, 2))
-    assert refusal(azure, "PUT", one, {"properties": role}) == (400, "UnmatchedPrincipalType")
-    right = {"properties": {**role, "principalType": "ServicePrincipal"}}
-    azure.put(one, right)
-    assert refusal(azure, "PUT", two, right) == (409, "RoleAssignmentExists")
-    other = {"properties": {**right["properties"], "roleDefinitionId": "/subscriptions/x/roles/z"}}
-    assert refusal(azure, "PUT", one, other) == (400, "RoleAssignmentUpdateNotPermitted")
+def follow(azure: LocalAzure, answer: requests.Response, patience: float = 30) -> int:
+    """Poll a deletion's Location until it is done; the last status."""
+    assert answer.status_code == 202, answer.text
+    url, deadline = answer.headers["Location"], time.monotonic() + patience
+    while (status := azure.request("GET", url).status_code) == 202:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return status
 
 
 def test_deleting_a_group_takes_all_with_it_and_keeps_vault_and_workspace_softly(azure: LocalAzure) -> None:
     workspace = azure.make_workspace("rg-soft")
-    assert azure.request("DELETE", f"{BASE}/rg-soft").status_code == 200
+    assert follow(azure, azure.request("DELETE", f"{BASE}/rg-soft")) == 204
     assert azure.request("GET", workspace).status_code == 404
     azure.put(f"{BASE}/rg-soft", HERE)
-    with pytest.raises(AssertionError, match="soft-deleted"):
+    with pytest.raises(AssertionError, match="already exists in deleted state"):
         azure.make_workspace("rg-soft")
     vaults = f"/subscriptions/{SUBSCRIPTION_ID}/providers/Microsoft.KeyVault"
     assert "kv-rg-soft" in [found["name"] for found in azure.request("GET", f"{vaults}/deletedVaults").json()["value"]]
     assert azure.request("POST", f"{vaults}/locations/eastus2/deletedVaults/kv-rg-soft/purge").status_code == 202
-    assert azure.request("DELETE", f"{workspace}?forceToPurge=true").status_code == 200
+    with pytest.raises(AssertionError, match="Soft-deleted workspace exists"):
+        azure.make_workspace("rg-soft")
+    assert follow(azure, azure.request("DELETE", f"{workspace}?forceToPurge=true")) == 204
     azure.make_workspace("rg-soft")
+
+
+def test_deleting_a_group_ends_its_jobs_and_all_their_processes(azure: LocalAzure, tmp_path: Path) -> None:
+    workspace = azure.make_workspace("rg-busy")
+    marker = tmp_path / "pid"
+    environment = azure.put(f"{workspace}/environments/base/versions/1", {"properties": {"image": "ubuntu:22.04"}})
+    command = f"(sleep 300 & echo $! > {marker}; wait)"
+    body = {"jobType": "Command", "command": command, "environmentId": environment["id"]}
+    azure.put(f"{workspace}/jobs/endless", {"properties": {**body, "computeId": f"{workspace}/computes/cpu"}})
+    deadline = time.monotonic() + 30
+    while not (marker.exists() and marker.read_text().strip()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert follow(azure, azure.request("DELETE", f"{BASE}/rg-busy")) == 204
+    assert azure.request("GET", f"{workspace}/jobs/endless").status_code == 404
+    while not is_gone(int(marker.read_text())):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(
