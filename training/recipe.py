@@ -31,28 +31,43 @@ FOLDER = Path(__file__).parent / "recipes"
 RESERVED = {
     "output_dir": "the job's --output says it",
     "resume_from_checkpoint": "a job that is started again resumes by itself",
-    "assistant_only_loss": "the labels are always the assistant's tokens (training/prompt.py)",
-    "completion_only_loss": "the labels are always the assistant's tokens (training/prompt.py)",
+    "completion_only_loss": "the labels are the assistant's tokens, or with `assistant_only_loss: false` all",
     "dataset_text_field": "rows are conversations, tokenised by training/prompt.py",
     "chat_template_path": "the section `model` names the template: chat_template",
     "use_cpu": "a GPU is used where there is one",
+    "dataset_kwargs": "the job prepares the rows itself",
+    "model_init_kwargs": "the section `model` says how the model is loaded",
+    "logging_nan_inf_filter": "it would hide a loss that is no number",
+    "use_liger_kernel": "TRL's own fused head is used; layers are compiled instead",
 }
-# attention that reads document borders from their lengths; the others would build a dense mask over the whole batch
-VARLEN_ATTENTION = ("flash_attention_2", "flash_attention_3")
+# attention that reads the documents' borders; the others would build a mask over the whole row
+PACKED_ATTENTION = ("auto", "varlen", "flash_attention_2", "flash_attention_3", "flash_attention_4")
+LORA_MODULES = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Section `model`: what is trained, and what the result is called."""
+    """Section `model`: what is trained and how, and what the result is called.
+
+    `auto` leaves the choice to the job, which prints it with its reason. `dtype` is that of the weights while they are
+    trained, `save_dtype` of the model that is saved. The `lora_` keys count with `use_peft`.
+    """
 
     model_name_or_path: str
     registered_name: str
     chat_template: str
     model_revision: str = "main"
-    dtype: str = "float32"
-    attn_implementation: str = "sdpa"
+    dtype: str = "auto"
+    save_dtype: str = "bfloat16"
+    attn_implementation: str = "auto"
+    use_peft: bool = False
+    load_in_4bit: bool = False
+    lora_r: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.05
+    lora_target_modules: tuple[str, ...] = LORA_MODULES
 
 
 @dataclass(frozen=True)
@@ -239,12 +254,19 @@ def _section(kind: type[T], values: Mapping[str, Any], source: str) -> T:
             if field.default is dataclasses.MISSING:
                 raise _wrong(f"{source} lacks the key `{field.name}`")
             continue
-        value = values[field.name]
-        if types[field.name] is float and type(value) is int:
+        value, expected = values[field.name], types[field.name]
+        if expected is float and type(value) is int:
             value = float(value)
-        if not isinstance(value, types[field.name]) or isinstance(value, bool):
-            expected = getattr(types[field.name], "__name__", str(types[field.name]))
-            raise _wrong(f"`{field.name}` in {source} is {value!r}, which is no {expected}")
+        if expected == tuple[str, ...]:
+            value = tuple(value) if isinstance(value, list) else value
+            fits = isinstance(value, tuple) and all(isinstance(part, str) for part in value)
+        else:
+            fits = isinstance(value, expected) and isinstance(value, bool) <= (
+                expected is bool
+            )  # a bool is an int, too
+        if not fits:
+            name = "list" if expected == tuple[str, ...] else getattr(expected, "__name__", str(expected))
+            raise _wrong(f"`{field.name}` in {source} is {value!r}, which is no {name}")
         checked[field.name] = value
     return kind(**checked)
 
@@ -269,23 +291,35 @@ def _check(recipe: Recipe) -> None:
         if key in sft and (not isinstance(sft[key], int | float) or isinstance(sft[key], bool) or sft[key] <= 0):
             raise _wrong(f"`{key}` must be a number above 0, not {sft[key]!r}")
     _check_packing(recipe)
+    _check_model(recipe)
 
 
 def _check_packing(recipe: Recipe) -> None:
     sft = recipe.sft
     if not sft.get("packing"):
         return
-    if sft.get("packing_strategy", "bfd") == "wrapped":
-        raise _wrong("packing_strategy `wrapped` lets a document see its neighbour; use `bfd`")
     if not isinstance(sft.get("max_length"), int):
         raise _wrong("packing needs a `max_length`, the number of tokens in a packed row")
-    batch = sft.get("per_device_train_batch_size", 8)
-    if batch > 1 and recipe.model.attn_implementation not in VARLEN_ATTENTION:
+    attention = recipe.model.attn_implementation
+    # `wrapped` has no borders to mind: its documents see their neighbours (the guide's way, kept as a baseline)
+    if sft.get("packing_strategy", "bfd") != "wrapped" and attention not in PACKED_ATTENTION and "/" not in attention:
         raise _wrong(
-            f"packing with per_device_train_batch_size {batch} and {recipe.model.attn_implementation} attention builds "
-            "a dense mask over the whole batch (a third of the speed): set per_device_train_batch_size to 1 and raise "
-            "gradient_accumulation_steps"
+            f"packing with {attention} attention builds a mask over the whole row (a third of the speed): set "
+            "attn_implementation to auto"
         )
+
+
+def _check_model(recipe: Recipe) -> None:
+    model = recipe.model
+    for key, known in {"dtype": ("auto", "float32", "bfloat16"), "save_dtype": ("float32", "bfloat16")}.items():
+        if getattr(model, key) not in known:
+            raise _wrong(f"`{key}` must be one of {', '.join(known)}, not {getattr(model, key)!r}")
+    if model.load_in_4bit and not model.use_peft:
+        raise _wrong("`load_in_4bit` freezes the weights, so it needs adapters to train: set use_peft to true")
+    if model.use_peft and "lm_head" in model.lora_target_modules:
+        raise _wrong("`lora_target_modules` names lm_head, whose weights the fused loss reads without an adapter")
+    if model.use_peft and model.lora_r < 1:
+        raise _wrong("`lora_r` must be 1 or more")
 
 
 def template_path(recipe: Recipe) -> Path:

@@ -47,9 +47,31 @@ def test_a_recipe_that_cannot_run_is_one_sentence_and_exit_code_2(change: str, s
     assert caught.value.code == 2
 
 
-def test_packing_several_rows_with_a_dense_mask_is_refused() -> None:
-    with pytest.raises(UserError, match="dense mask"):
-        recipes.load("local", ["packing=true", "max_length=512", "per_device_train_batch_size=4"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention"])
+def test_packing_with_a_mask_over_the_row_is_refused(attention: str) -> None:
+    with pytest.raises(UserError, match="mask over the whole row"):
+        recipes.load("local", ["packing=true", "max_length=512", f"attn_implementation={attention}"])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("dtype=float16", "float32, bfloat16"),
+        ("save_dtype=auto", "float32, bfloat16"),
+        ("load_in_4bit=true", "use_peft"),
+        ("use_peft=1", "no bool"),
+        ("lora_target_modules=qkv_proj", "no list"),
+        ("use_liger_kernel=true", "not its to set"),
+    ],
+)
+def test_a_model_that_cannot_be_trained_so_is_refused(change: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        recipes.load("local", [change])
+
+
+def test_an_adapter_on_the_head_is_refused() -> None:
+    with pytest.raises(UserError, match="lm_head"):
+        recipes.load("local", ["use_peft=true", "lora_target_modules=[lm_head]"])
 
 
 @pytest.mark.parametrize("text", ["", "model: {}", "model: [", "data: {}\nmodel: {}\ntraining: {}"])
