@@ -79,10 +79,11 @@ def test_why_writing_is_granted_is_said_in_the_guides_way(pulumi: Cli) -> None:
 
 
 def test_a_second_cluster_without_gpus_waits_for_the_roles_too(pulumi: Cli) -> None:
-    pulumi.up(cpuMaxNodes=2, cpuSize="Standard_D4ds_v5")
+    pulumi.up(cpuMaxNodes=2, cpuSize="Standard_D4ds_v5", computeIdleMinutes=7, computeLowPriority=True)
     path = next(one for one in pulumi.arm.resources if one.endswith("/computes/cpu-cluster"))
     properties = pulumi.arm.resources[path]["properties"]["properties"]
-    assert properties["vmSize"] == "Standard_D4ds_v5"
+    assert (properties["vmSize"], properties["vmPriority"]) == ("Standard_D4ds_v5", "Dedicated")
+    assert properties["scaleSettings"]["nodeIdleTimeBeforeScaleDown"] == "PT7M"
     assert (properties["scaleSettings"]["minNodeCount"], properties["scaleSettings"]["maxNodeCount"]) == (0, 2)
     assert pulumi.outputs()["cpu_compute"] == "cpu-cluster"
     clusters = [one for one in pulumi.state() if one["type"].endswith(":Compute")]
