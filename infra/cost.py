@@ -20,6 +20,21 @@ if TYPE_CHECKING:
 
 HOURS_A_MONTH = 730  # as Azure's own calculator counts
 PER_MONTH = {"1 Hour": HOURS_A_MONTH, "1/Day": HOURS_A_MONTH / 24, "1/Month": 1.0}
+PAID = {
+    "always": "always",
+    "busy": "while busy",
+    "deployed": "while deployed",
+    "usage": "by use",
+}
+UNITS = {
+    "1 Hour": "an hour",
+    "1/Day": "a day",
+    "1/Month": "a month",
+    "1 GB/Month": "a GB and month",
+    "1 GB": "a GB",
+    "10K": "10,000 operations",
+    "1M": "a million request units",
+}
 
 
 def main(argv: list[str]) -> int:
@@ -164,22 +179,6 @@ def _moment(text: str, where: str) -> datetime:
 
 
 # --- what is read ---------------------------------------------------------------------------------------------------
-
-PAID: dict[str, str] = {
-    "always": "always",
-    "busy": "while busy",
-    "deployed": "while deployed",
-    "usage": "by use",
-}
-UNITS = {
-    "1 Hour": "an hour",
-    "1/Day": "a day",
-    "1/Month": "a month",
-    "1 GB/Month": "a GB and month",
-    "1 GB": "a GB",
-    "10K": "10,000 operations",
-    "1M": "a million request units",
-}
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:

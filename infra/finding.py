@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +21,9 @@ class Finding:
     what: str
     why: str = ""
     repair: str = ""
+
+
+Check = Callable[[], Iterator[Finding]]
 
 
 def unmade(check: str, reason: str, repair: str) -> Finding:

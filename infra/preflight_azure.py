@@ -7,15 +7,19 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from infra.arm import Arm
-from infra.finding import Finding, command
+from infra import preflight_region, preflight_rights
+from infra.arm import Arm, Refused
+from infra.finding import Check, Finding, command
+from infra.preflight_rights import ML
 
 if TYPE_CHECKING:
-    from infra.settings import Settings
+    from infra.settings import Compute, Settings
 
-ML = "Microsoft.MachineLearningServices"
 NAMESPACES = (
     ML,
     "Microsoft.Storage",
@@ -25,309 +29,240 @@ NAMESPACES = (
     "Microsoft.ContainerRegistry",
     "Microsoft.ManagedIdentity",
 )
-NEEDED_ACTIONS = (
-    "Microsoft.Resources/subscriptions/resourceGroups/write",
-    "Microsoft.Resources/subscriptions/resourceGroups/delete",
-    f"{ML}/workspaces/write",
-    f"{ML}/workspaces/computes/write",
-    "Microsoft.Storage/storageAccounts/write",
-    "Microsoft.KeyVault/vaults/write",
-    "Microsoft.OperationalInsights/workspaces/write",
-    "Microsoft.Insights/components/write",
-    "Microsoft.ContainerRegistry/registries/write",
-    "Microsoft.ManagedIdentity/userAssignedIdentities/write",
-    "Microsoft.ManagedIdentity/userAssignedIdentities/assign/action",
-)
-GRANT = "Microsoft.Authorization/roleAssignments/write"
-BLOB_WRITE = "Microsoft.Storage/storageAccounts/blobServices/containers/blobs/write"
-NAMES = (
-    "same-azure",
-    "subscription",
-    "providers",
-    "rights",
-    "blob-role",
-    "region-size",
-    "gpu-quota",
-    "soft-deleted-vaults",
-    "soft-deleted-workspaces",
-)
+# https://www.pulumi.com/registry/packages/azure-native/installation-configuration
+SIGN_INS = {
+    "clientId": "ARM_CLIENT_ID",
+    "useOidc": "ARM_USE_OIDC",
+    "useMsi": "ARM_USE_MSI",
+    "useDefaultAzureCredential": "ARM_USE_DEFAULT_AZURE_CREDENTIAL",
+}
+DIGITS = r"[0-9a-f]{8}"  # what the provider puts at the end of a name
 
 
-def checks(
-    arm: Arm, base: str, source: str, settings: Settings | None
-) -> dict[str, Callable[[], Iterator[Finding]] | None]:
+@dataclass(frozen=True)
+class Place:
+    """Where the stack goes: `base` is the subscription's path."""
+
+    arm: Arm
+    base: str
+    settings: Settings
+
+    @cached_property
+    def group(self) -> str | None:
+        """The stack's resource group, if it is there already."""
+        from infra.naming import Names
+
+        prefix = Names.of(self.settings.workload, self.settings.stack).resource_group
+        groups = self.arm.list(f"{self.base}/resourcegroups", "2021-04-01")
+        own = [str(one["id"]) for one in groups if re.fullmatch(re.escape(prefix) + DIGITS, one["name"])]
+        return own[0] if len(own) == 1 else None
+
+    @property
+    def scope(self) -> str:
+        """Whoever may do all in the stack's group need not own the subscription."""
+        return self.group or self.base
+
+    @property
+    def clusters(self) -> dict[str, Compute]:
+        """By the prefix of their configuration's keys."""
+        both = {"compute": self.settings.compute, "cpu": self.settings.cpu}
+        return {key: one for key, one in both.items() if one}
+
+
+def checks(arm: Arm, base: str, settings: Settings | None) -> dict[str, Check | None]:
     """The checks below a subscription; None for one that has to know the settings where there are none."""
+    made: dict[str, Check | None] = {"subscription": lambda: subscription(arm, base)}
+    place = Place(arm, base, settings) if settings else None
+    for name, check in _of_settings(settings).items():
+        made[name] = _bound(check, place) if place else None
+    return {**made, "soft-deleted-workspaces": soft_deleted_workspaces}
 
-    def need(check: Callable[[Arm, str, Settings], Iterator[Finding]]) -> Callable[[], Iterator[Finding]] | None:
-        return None if settings is None else lambda: check(arm, base, settings)
 
-    return {
-        "subscription": lambda: subscription(arm, base, source),
-        "providers": lambda: providers(arm, base),
-        "rights": need(rights),
-        "blob-role": need(blob_role),
-        "region-size": need(region_size),
-        "gpu-quota": need(gpu_quota),
-        "soft-deleted-vaults": need(soft_deleted_vaults),
-        "soft-deleted-workspaces": soft_deleted_workspaces,
+def _of_settings(settings: Settings | None) -> dict[str, Callable[[Place], Iterator[Finding]]]:
+    made = {
+        "providers": providers,
+        "rights": preflight_rights.rights,
+        "blob-role": preflight_rights.blob_role,
+        "shared-registry": preflight_rights.shared_registry,
+        "region-size": preflight_region.region_size,
+        "size-restrictions": preflight_region.size_restrictions,
+        "quota": preflight_region.quota,
+        "budget-start": budget_start,
+        "soft-deleted-vaults": soft_deleted_vaults,
     }
+    idle = [] if settings is None else [("shared-registry", settings.registry), ("budget-start", settings.budget)]
+    return {name: check for name, check in made.items() if (name, None) not in idle}
+
+
+def _bound(check: Callable[[Place], Iterator[Finding]], place: Place) -> Check:
+    return lambda: check(place)
+
+
+def names(settings: Settings | None) -> list[str]:
+    """What would be checked of a stack with these settings."""
+    return ["same-azure", "subscription", *_of_settings(settings), "soft-deleted-workspaces"]
 
 
 # --- which Azure ----------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Provider:
+    """What Pulumi's provider reads: its configuration, then ARM_*, then az. None is what nothing says."""
+
+    tenant: str | None
+    subscription: str | None
+    client: str | None
+    signs_in_by: str | None
+
+    @classmethod
+    def of(cls, stack: str) -> Provider:
+        from infra.stack_config import values_of
+
+        held = {key.removeprefix("azure-native:"): str(value) for key, value in values_of(stack).items()}
+
+        def said(key: str, variable: str) -> str | None:
+            return held.get(key) or os.environ.get(variable) or None
+
+        by = [name for key, name in SIGN_INS.items() if said(key, name)]
+        tenant, subscription = said("tenantId", "ARM_TENANT_ID"), said("subscriptionId", "ARM_SUBSCRIPTION_ID")
+        account = {} if tenant and subscription and by else _az_account()
+        by = by or (["az"] if account else [])
+        return cls(
+            tenant or account.get("tenantId"),
+            subscription or account.get("id"),
+            said("clientId", "ARM_CLIENT_ID"),
+            by[0] if by else None,
+        )
+
+
 def subscription_id(stack: str) -> tuple[str | None, str]:
-    """The subscription that Pulumi's provider would use, and what names it."""
-    from infra.stack_config import values_of
-
-    if configured := values_of(stack).get("azure-native:subscriptionId"):
-        return str(configured), "azure-native:subscriptionId"
-    if found := os.environ.get("ARM_SUBSCRIPTION_ID"):
-        return found, "ARM_SUBSCRIPTION_ID"
-    if account := _az_account():
-        return account.get("id"), "az account show"
-    return None, ""
+    """The subscription that Pulumi's provider would use for a stack, and by what it signs in."""
+    provider = Provider.of(stack)
+    return provider.subscription, provider.signs_in_by or ""
 
 
-def _az_account() -> dict[str, Any] | None:
+def _az_account() -> dict[str, Any]:
     if shutil.which("az") is None:
-        return None
+        return {}
     code, text = command("az", "account", "show", "--output", "json")
     try:
         found = json.loads(text) if code == 0 else None
     except ValueError:
-        return None
-    return found if isinstance(found, dict) else None
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
-def same_azure(arm: Arm) -> Iterator[Finding]:
-    """Pulumi's provider reads ARM_* or az, the SDK AZURE_*: they may disagree without a word."""
-    account = {} if os.environ.get("ARM_TENANT_ID") and os.environ.get("ARM_SUBSCRIPTION_ID") else _az_account() or {}
-    provider = {
-        "tenant": os.environ.get("ARM_TENANT_ID") or account.get("tenantId"),
-        "subscription": os.environ.get("ARM_SUBSCRIPTION_ID") or account.get("id"),
-    }
+def same_azure(arm: Arm, provider: Provider) -> Iterator[Finding]:
+    """Pulumi's provider reads its configuration, ARM_* or az, the SDK AZURE_*: they may disagree without a word."""
     sdk = {
         "tenant": arm.claims.get("tid") or os.environ.get("AZURE_TENANT_ID"),
         "subscription": os.environ.get("AZURE_SUBSCRIPTION_ID"),
     }
     why = "Pulumi would create the stack in one place, and the jobs would look for it in another"
-    for key, ours in provider.items():
+    for key, ours in {"tenant": provider.tenant, "subscription": provider.subscription}.items():
         theirs = sdk[key]
         if ours and theirs and ours.lower() != theirs.lower():
             repair = f"export ARM_{key.upper()}_ID={theirs}, or AZURE_{key.upper()}_ID={ours}, and sign in to that one"
             yield Finding("same-azure", "blocking", f"Pulumi sees the {key} {ours}, the SDK {theirs}", why, repair)
         elif not ours or (key == "tenant" and not theirs):
             side = "Pulumi's provider" if not ours else "the SDK"
-            what = f"not checked: which {key} {side} would use is not said by variables or az"
+            what = f"not checked: which {key} {side} would use is not said by configuration, variables or az"
             yield Finding("same-azure", "unknown", what, why, f"export ARM_{key.upper()}_ID=…, or az login")
         else:
             yield Finding("same-azure", "ok", f"one {key}: {ours}")
-    yield from _same_client()
+    yield from _same_client(provider)
 
 
-def _same_client() -> Iterator[Finding]:
-    ours, theirs = os.environ.get("ARM_CLIENT_ID"), os.environ.get("AZURE_CLIENT_ID")
-    if (ours or "") != (theirs or "") and (ours or theirs):
+def _same_client(provider: Provider) -> Iterator[Finding]:
+    if provider.signs_in_by is None:
+        why = "the SDK is signed in, and the provider that creates the resources is not"
+        repair = "az login, or ARM_TENANT_ID, ARM_CLIENT_ID and ARM_CLIENT_SECRET"
+        yield Finding("same-azure", "blocking", "Pulumi's provider finds neither ARM_CLIENT_ID nor az", why, repair)
+        return
+    ours, theirs = provider.client, os.environ.get("AZURE_CLIENT_ID")
+    if (ours or "") != (theirs or ""):
         what = f"Pulumi signs in as {ours or 'the az user'}, the SDK as {theirs or 'the az user'}"
         why = "the rights found here are the SDK's; Pulumi may have others"
         repair = "export ARM_CLIENT_ID and AZURE_CLIENT_ID alike, or neither"
         yield Finding("same-azure", "warning", what, why, repair)
 
 
-def subscription(arm: Arm, base: str, source: str) -> Iterator[Finding]:
-    found = arm.get(base, "2022-12-01")
+def subscription(arm: Arm, base: str) -> Iterator[Finding]:
+    try:
+        found = arm.get(base, "2022-12-01")
+    except Refused as error:
+        if error.status != 404:
+            raise
+        what = f"whoever is signed in does not see the subscription {base.rpartition('/')[2]}"
+        why = "nothing could be created there"
+        yield Finding("subscription", "blocking", what, why, "az account list --output table, and choose one of them")
+        return
     name, state = found.get("displayName", base), found.get("state", "unknown")
     if state == "Enabled":
-        yield Finding("subscription", "ok", f"{name} ({found['subscriptionId']}, from {source}) is enabled")
+        yield Finding("subscription", "ok", f"{name} ({found['subscriptionId']}) is enabled")
         return
     why = "Azure lets nothing be created in a subscription that is not enabled"
     repair = "az account set --subscription ANOTHER, or settle it in the portal"
     yield Finding("subscription", "warning" if state == "PastDue" else "blocking", f"{name} is {state}", why, repair)
 
 
-def providers(arm: Arm, base: str) -> Iterator[Finding]:
+def namespaces(settings: Settings) -> list[str]:
+    """The resource providers of what the stack declares."""
+    own = [one for one in NAMESPACES if one != "Microsoft.ContainerRegistry" or not settings.registry]
+    chat = ["Microsoft.DocumentDB"] if settings.chat_store else []
+    return [*own, *chat, *(["Microsoft.Consumption"] if settings.budget else [])]
+
+
+def providers(place: Place) -> Iterator[Finding]:
     """Resource providers have to be registered once in a subscription."""
-    listed = arm.list(f"{base}/providers", "2021-04-01")
+    listed = place.arm.list(f"{place.base}/providers", "2021-04-01")
     states = {one["namespace"].lower(): one["registrationState"] for one in listed}
     why = "creating its resources fails with MissingSubscriptionRegistration"
-    missing = False
-    for namespace in NAMESPACES:
-        state = states.get(namespace.lower(), "NotRegistered")
-        if state == "Registered":
-            continue
-        missing = True
+    wanted = namespaces(place.settings)
+    missing = {one: state for one in wanted if (state := states.get(one.lower(), "NotRegistered")) != "Registered"}
+    for namespace, state in missing.items():
         if state == "Registering":
             yield Finding("providers", "warning", f"{namespace} is still being registered", why, "wait some minutes")
         else:
             repair = f"az provider register --namespace {namespace} --wait"
             yield Finding("providers", "blocking", f"{namespace} is {state}", why, repair)
     if not missing:
-        yield Finding("providers", "ok", f"the {len(NAMESPACES)} resource providers are registered")
+        yield Finding("providers", "ok", f"the {len(wanted)} resource providers are registered")
 
 
-# --- rights ---------------------------------------------------------------------------------------------------------
+# --- the budget, and what is left of former stacks -------------------------------------------------------------------
 
 
-def rights(arm: Arm, base: str, settings: Settings) -> Iterator[Finding]:
-    """What the roles of whoever is signed in permit: create everything, and give roles."""
-    base = _scope(arm, base, settings)
-    held = _permissions(arm, base)
-    if lacking := [action for action in NEEDED_ACTIONS if not _permits(held, action)]:
-        why = "the resources could not be created or removed"
-        what = f"the role Contributor, or one like it, is missing: no {lacking[0]}"
-        yield Finding("rights", "blocking", what, why, _role_command(arm, base, "Contributor"))
-    if not _permits(held, GRANT):
-        why = "the program gives roles to the identity of jobs and endpoints, and would end half-way"
-        repair = _role_command(arm, base, "Role Based Access Control Administrator")
-        yield Finding("rights", "blocking", f"roles may not be assigned: no {GRANT}", why, repair)
-    elif lacking == []:
-        yield Finding("rights", "ok", f"may create resources and assign roles ({_roles_held(arm, base)})")
+def budget_start(place: Place, today: date | None = None) -> Iterator[Finding]:
+    """A new budget starts this month or later: https://learn.microsoft.com/rest/api/consumption/budgets/create-or-update"""
+    budget = place.settings.budget
+    if budget is None:
+        return
+    month = (today or datetime.now(UTC).date()).replace(day=1)
+    start = date.fromisoformat(budget.start)
+    if place.group is not None:
+        yield Finding("budget-start", "ok", "the stack is there, and its budget keeps the start that it has")
+    elif month <= start <= month.replace(year=month.year + 1):
+        yield Finding("budget-start", "ok", f"{budget.start}")
+    else:
+        what = f"`budgetStart` is {budget.start}"
+        why = "Azure takes a new budget from this month's first day to twelve months ahead, and refuses others half-way"
+        yield Finding("budget-start", "blocking", what, why, f"pulumi config set budgetStart {month.isoformat()}")
 
 
-def _scope(arm: Arm, base: str, settings: Settings) -> str:
-    """The stack's resource group, if it is there: whoever may do all in it need not own the subscription."""
+def soft_deleted_vaults(place: Place) -> Iterator[Finding]:
     from infra.naming import Names
 
-    prefix = Names.of(settings.workload, settings.stack).resource_group
-    groups = [one["id"] for one in arm.list(f"{base}/resourcegroups", "2021-04-01") if one["name"].startswith(prefix)]
-    return str(groups[0]) if len(groups) == 1 else base
-
-
-def _role_command(arm: Arm, base: str, role: str) -> str:
-    who = arm.claims.get("oid", "OBJECT_ID")
-    return f'ask an owner for: az role assignment create --assignee {who} --role "{role}" --scope {base}'
-
-
-def _permissions(arm: Arm, scope: str) -> list[dict[str, Any]]:
-    return arm.list(f"{scope}/providers/Microsoft.Authorization/permissions", "2022-04-01")
-
-
-def _roles_held(arm: Arm, base: str) -> str:
-    """How many assignments stand at the subscription or above, for the reader; groups are not resolved here."""
-    query = {"$filter": f"principalId eq '{arm.claims.get('oid', '')}'"}
-    held = arm.list(f"{base}/providers/Microsoft.Authorization/roleAssignments", "2022-04-01", **query)
-    return f"{len(held)} role assignments of one's own, others through groups"
-
-
-def _permits(held: list[dict[str, Any]], action: str, *, data: bool = False) -> bool:
-    """Roles add up: one that permits is enough, and what a role leaves out is left out of that role only."""
-    allow, leave_out = ("dataActions", "notDataActions") if data else ("actions", "notActions")
-    return any(
-        any(_matches(one, action) for one in role.get(allow) or [])
-        and not any(_matches(one, action) for one in role.get(leave_out) or [])
-        for role in held
-    )
-
-
-def _matches(pattern: str, action: str) -> bool:
-    return re.fullmatch(".*".join(re.escape(part) for part in pattern.split("*")), action, re.IGNORECASE) is not None
-
-
-def blob_role(arm: Arm, base: str, settings: Settings) -> Iterator[Finding]:
-    """Data is uploaded from outside with the deployer's own role, which being Owner does not give."""
-    if settings.datastore_auth != "Identity":
-        yield Finding("blob-role", "ok", "the datastores use the account's key, so no role on blobs is needed")
-        return
-    oid = str(arm.claims.get("oid", ""))
-    if settings.deployer and settings.deployer.principal_id.lower() == oid.lower():
-        yield Finding("blob-role", "ok", "`deployer` is who is signed in: bringing the stack up grants the role")
-        return
-    scope = _scope(arm, base, settings)
-    if _permits(_permissions(arm, scope), BLOB_WRITE, data=True):
-        yield Finding("blob-role", "ok", f"may write blobs in {scope}")
-        return
-    why = "uploading the training data answers 403: with identity-based datastores even an owner needs the role"
-    if settings.deployer:
-        what = f"`deployer` is {settings.deployer.principal_id}, and {oid} is signed in without a role on blobs"
-    else:
-        what = f"no role on blobs in {scope}, and `deployer` is not set"
-    yield Finding("blob-role", "warning", what, why, f"pulumi config set deployer {oid or 'OBJECT_ID'}")
-
-
-# --- what the region has --------------------------------------------------------------------------------------------
-
-
-def _sizes(arm: Arm, base: str, location: str) -> dict[str, dict[str, Any]]:
-    path = f"{base}/providers/{ML}/locations/{location}/vmSizes"
-    answer = arm.get(path, "2024-04-01")
-    # The reference documents `value`; older API versions answered `amlCompute`.
-    listed = answer.get("value") or answer.get("amlCompute") or []
-    return {one["name"].lower(): one for one in listed}
-
-
-def region_size(arm: Arm, base: str, settings: Settings) -> Iterator[Finding]:
-    offered, size = _sizes(arm, base, settings.location), settings.compute.size
-    why = "the cluster could not be created"
-    if not offered:
-        what = f"not checked: Azure lists no sizes for {settings.location}"
-        yield Finding("region-size", "unknown", what, why, "az account list-locations --query [].name")
-    elif size.lower() not in offered:
-        gpus = sorted(one["name"] for one in offered.values() if one.get("gpus"))
-        repair = f"pulumi config set computeSize {gpus[0] if gpus else 'SIZE'}, or another location"
-        yield Finding("region-size", "blocking", f"{size} is not offered in {settings.location}", why, repair)
-    elif settings.compute.low_priority and offered[size.lower()].get("lowPriorityCapable") is False:
-        repair = "pulumi config set computeLowPriority false"
-        yield Finding("region-size", "blocking", f"{size} is not offered at low priority", why, repair)
-    else:
-        yield Finding("region-size", "ok", f"{size} is offered in {settings.location}")
-
-
-def gpu_quota(arm: Arm, base: str, settings: Settings) -> Iterator[Finding]:
-    """Azure ML's own quota. A cluster without it is created all the same, and its first job waits for ever."""
-    compute = settings.compute
-    size = _sizes(arm, base, settings.location).get(compute.size.lower())
-    why = "quota of Azure ML is not that of VMs and starts at 0; the cluster is created, and its first job never starts"
-    request = "ask for more: https://ml.azure.com/quota, or pulumi config set computeSize ANOTHER"
-    if size is None:
-        yield Finding("gpu-quota", "unknown", f"not checked: {compute.size} is not offered", why, request)
-        return
-    family, cores = str(size["family"]), int(size["vCPUs"])
-    row = _usage(arm, base, settings, family)
-    what = "low priority" if compute.low_priority else family
-    if row is None:
-        yield Finding("gpu-quota", "unknown", f"not checked: Azure lists no quota for {what}", why, request)
-        return
-    limit, used, needed = int(row["limit"]), int(row["currentValue"]), cores * compute.max_nodes
-    sum_ = f"{compute.max_nodes} x {compute.size} need {needed} cores of {what}; {limit} are granted, {used} in use"
-    if limit < needed:
-        yield Finding("gpu-quota", "blocking", sum_, why, request)
-    elif limit - used < needed:
-        yield Finding("gpu-quota", "warning", sum_, "jobs wait until others give cores back", request)
-    else:
-        yield Finding("gpu-quota", "ok", sum_)
-
-
-def _usage(arm: Arm, base: str, settings: Settings, family: str) -> dict[str, Any] | None:
-    """The subscription's row for a VM family; rows of single workspaces stand beside it."""
-    rows = arm.list(f"{base}/providers/{ML}/locations/{settings.location}/usages", "2024-04-01")
-    wanted = "lowpriority" if settings.compute.low_priority else _plain(family)
-    for row in rows:
-        if "/workspaces/" in str(row.get("id", "")).lower():
-            continue
-        shown = [_plain(row["name"].get(key) or "") for key in ("value", "localizedValue")]
-        if any(wanted in one if settings.compute.low_priority else one.startswith(wanted) for one in shown):
-            return row
-    return None
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", text.lower())
-
-
-# --- what is left of former stacks ----------------------------------------------------------------------------------
-
-
-def soft_deleted_vaults(arm: Arm, base: str, settings: Settings) -> Iterator[Finding]:
-    from infra.naming import Names
-
-    prefix = Names.of(settings.workload, settings.stack).key_vault
-    listed = arm.list(f"{base}/providers/Microsoft.KeyVault/deletedVaults", "2024-11-01")
-    twins = [one for one in listed if str(one["name"]).startswith(prefix)]
+    prefix = Names.of(place.settings.workload, place.settings.stack).key_vault
+    listed = place.arm.list(f"{place.base}/providers/Microsoft.KeyVault/deletedVaults", "2024-11-01")
+    twins = [one for one in listed if re.fullmatch(re.escape(prefix) + DIGITS, str(one["name"]))]
     for one in twins:
-        place = one.get("properties", {}).get("location", settings.location)
+        held = one.get("properties") or {}
         why = "its name stays taken; a new vault gets other random digits, so nothing fails, but it lingers"
-        repair = f"az keyvault purge --name {one['name']} --location {place}"
+        repair = f"az keyvault purge --name {one['name']} --location {held.get('location', place.settings.location)}"
+        if held.get("purgeProtectionEnabled"):
+            repair = f"none: it is protected, and Azure purges it on {held.get('scheduledPurgeDate', 'its date')}"
         yield Finding("soft-deleted-vaults", "warning", f"{one['name']} is soft-deleted", why, repair)
     if not twins:
         yield Finding("soft-deleted-vaults", "ok", f"no soft-deleted vault is called {prefix}…")

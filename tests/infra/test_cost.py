@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from infra import cost, environment, prices
+from infra import cost, prices
 from infra.charges import Resource, charges, endpoint_plan, resources
 from infra.cli import UserError
 from infra.prices import Price, Prices
@@ -227,21 +227,6 @@ def test_a_preview_of_a_new_stack_is_priced_and_leaves_nothing(azure: LocalAzure
     }
     assert found["stack"] == "cost-test" and found["hours_per_month"] == 730
     assert not (prices.FILE.parent.parent / "Pulumi.cost-test.yaml").exists()
-
-
-@pytest.mark.parametrize("configured", [True, False])
-def test_a_preview_of_a_new_stack_keeps_a_configuration_that_was_there(
-    configured: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    removed: list[tuple[str, bool]] = []
-    stack = SimpleNamespace(preview=lambda **_: SimpleNamespace(change_summary={"create": 1}))
-    workspace: Any = SimpleNamespace(remove_stack=lambda name, preserve_config: removed.append((name, preserve_config)))
-    monkeypatch.setattr(environment, "PROJECT", tmp_path)
-    monkeypatch.setattr(environment, "_ensure_stack", lambda *_: stack)
-    if configured:
-        (tmp_path / "Pulumi.x.yaml").touch()
-    assert environment._preview_only(workspace, "x", True) == {"create": 1}
-    assert removed == [("x", configured)]
 
 
 def test_bringing_up_says_the_price_before_it_asks(capsys: pytest.CaptureFixture[str]) -> None:
