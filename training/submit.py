@@ -159,8 +159,8 @@ def build_job(plan: Plan, code: Path, environment: Any) -> Any:
         shm_size=job.shm_size,
         timeout=job.timeout_minutes * 60,
         distribution=(
-            {"type": "pytorch", "process_count_per_instance": job.process_count_per_instance}
-            if plan.recipe.world_size > 1
+            {"type": "pytorch", "process_count_per_instance": max(1, job.process_count_per_instance)}
+            if job.instance_count * job.process_count_per_instance > 1
             else None
         ),
     )
@@ -340,7 +340,7 @@ def _dry(plan: Plan) -> dict[str, Any]:
         "compute": plan.outputs.compute,
         "compute_size": plan.outputs.compute_size,
         "nodes": job.instance_count,
-        "processes": plan.recipe.world_size,
+        "processes": job.instance_count * max(1, job.process_count_per_instance),
         "inputs": {"train": str(plan.train), "eval": str(plan.eval), "base_model": str(plan.base_model)},
         "tags": plan.tags,
     }
