@@ -34,10 +34,13 @@ def main(argv: list[str]) -> int:
 
 
 def lines(findings: Iterable[Finding]) -> Iterator[str]:
-    """The findings for a reader, and what they come to."""
+    """The findings for a reader, and what they come to; checks with the same answer are told at once."""
     findings = sorted(findings, key=lambda one: ORDER.index(one.level))
+    alike: dict[Finding, list[str]] = {}
     for one in findings:
-        yield f"{one.level:>8}  {one.check}: {one.what}"
+        alike.setdefault(dataclasses.replace(one, check=""), []).append(one.check)
+    for one, checks in alike.items():
+        yield f"{one.level:>8}  {', '.join(checks)}: {one.what}"
         if one.why:
             yield f"{'':>10}why: {one.why}"
         if one.repair:

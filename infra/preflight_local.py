@@ -73,7 +73,7 @@ def settings(stack: str) -> tuple[Settings | None, list[Finding]]:
         return None, [Finding("settings", "blocking", error.message, why, error.next_command or "")]
     file = file_of(stack).name
     new = "" if file == f"Pulumi.{stack}.yaml" else ", which a new stack copies"
-    nodes = f"{found.compute.max_nodes} x {found.compute.size}"
+    nodes = " and ".join(f"{one.max_nodes} x {one.size}" for one in (found.compute, found.cpu) if one)
     findings = [Finding("settings", "ok", f"{file}{new}: at most {nodes} in {found.location}"), *names(found)]
     findings += expiry(found)
     if found.budget:

@@ -160,9 +160,8 @@ def shared_registry(place: Place) -> Iterator[Finding]:
     except Refused as error:
         if error.status not in (403, 404):
             raise
-        what = (
-            f"`containerRegistry` names {registry.id}, which {'may not be read' if error.status == 403 else 'is not'}"
-        )
+        missing = "may not be read" if error.status == 403 else "is not there"
+        what = f"`containerRegistry` names {registry.id}, which {missing}"
         yield Finding("shared-registry", "blocking", what, "the workspace could not be created with it", choose)
         return
     if not permits(permissions(place, registry.id), GRANT):

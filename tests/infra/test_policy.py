@@ -129,6 +129,11 @@ def test_every_rule_says_what_it_asks_for() -> None:
     assert all(rule.description.endswith(".") for rule in RULES)
 
 
+def test_the_documents_list_every_rule() -> None:
+    text = (PACK.parents[1] / "docs" / "verbs.md").read_text()
+    assert [rule.name for rule in RULES if f"| `{rule.name}` |" not in text] == []
+
+
 # --- the pack -------------------------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from infra.finding import Finding
 from infra.prices import Price, Prices
 from infra.settings import Budget, Lifetime, Settings
 from infra.stack_config import settings_of
-from tests.infra.test_preflight_azure import REGISTRY, SIZE, FakeArm, settings
+from tests.infra.test_preflight_azure import FULL, REGISTRY, SIZE, FakeArm, settings
 from tests.support.local_azure import LocalAzure, last_json
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -215,7 +215,11 @@ def test_what_matters_most_stands_last() -> None:
     told = list(preflight.lines([Finding(level, level, "what", "why", "repair") for level in levels]))  # type: ignore[arg-type]
     assert [line.split()[0] for line in told if line[:8].strip()][:4] == ["ok", "unknown", "warning", "blocking"]
     assert told[-1] == "1 ok, 1 unknown, 1 warning, 1 blocking: repair what blocks, and run the doctor again"
-    assert list(preflight.lines([Finding("a", "ok", "b")]))[-1] == "1 ok: nothing blocks"
+
+
+def test_checks_with_one_answer_are_told_at_once() -> None:
+    told = list(preflight.lines([Finding("a", "ok", "x"), Finding("b", "ok", "y"), Finding("c", "ok", "x")]))
+    assert told == ["      ok  a, c: x", "      ok  b: y", "3 ok: nothing blocks"]
 
 
 @pytest.mark.parametrize(("level", "code"), [("ok", 0), ("unknown", 0), ("warning", 0), ("blocking", 3)])
@@ -226,6 +230,12 @@ def test_only_what_blocks_ends_with_3(
     assert preflight.main(["--json"]) == code
     keys = {"check": "a", "level": level, "what": "what", "why": "why", "repair": "repair"}
     assert json.loads(capsys.readouterr().out) == {"findings": [keys], "blocking": int(code == 3)}
+
+
+def test_the_documents_list_every_check() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "verbs.md").read_text()
+    local = ["pulumi", "stack", "settings", "names", "expiry", "sign-in", "budget-amount"]
+    assert [one for one in (*local, *preflight_azure.names(FULL)) if f"`{one}`" not in text] == []
 
 
 def test_the_doctor_finds_nothing_blocking_on_this_machine(azure: LocalAzure) -> None:

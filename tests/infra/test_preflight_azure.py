@@ -333,7 +333,7 @@ def test_a_size_without_low_priority_is_found() -> None:
 @pytest.mark.parametrize(
     ("path", "answer", "level", "what"),
     [
-        (REGISTRY.id, 404, "blocking", "which is not"),
+        (REGISTRY.id, 404, "blocking", "which is not there"),
         (REGISTRY.id, 403, "blocking", "may not be read"),
         (REGISTRY.id, {"location": "westeurope"}, "warning", "lies in westeurope"),
         (
