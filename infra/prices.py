@@ -215,7 +215,8 @@ def _items(session: requests.Session, source: str, currency: str, query: str) ->
             yield from (_item(one, currency) for one in page["Items"])
             link, params = page["NextPageLink"], {}
     except RequestException as error:
-        raise _unusable(f"cannot be asked: {error}") from None
+        cause = getattr(error.args[0] if error.args else None, "reason", error)  # urllib3's, without the whole address
+        raise _unusable(f"cannot be asked: {cause}") from None
     except (KeyError, TypeError, ValueError) as error:
         raise _unusable(f"answers otherwise than documented: {type(error).__name__} {error}") from None
 
