@@ -91,7 +91,7 @@ def _without_top_level(text: str, keys: Iterable[str]) -> str:
 
 def with_values(text: str, values: Mapping[str, Scalar | None], *, namespace: str) -> str:
     """The text with these whole keys of `config:` set, or with None removed; all other lines stay as they are."""
-    wanted = {key: one for key, one in {**_config(text, namespace), **values}.items() if one is not None}
+    wanted = {key: one for key, one in {**(_config(text, namespace) or {}), **values}.items() if one is not None}
     made = text
     for key, value in values.items():
         made = _with_value(made, key, value, namespace)
@@ -103,10 +103,14 @@ def with_values(text: str, values: Mapping[str, Scalar | None], *, namespace: st
     return made
 
 
-def _config(text: str, namespace: str) -> dict[str, Any]:
+def _config(text: str, namespace: str) -> dict[str, Any] | None:
+    """The text's `config:`; None if it is no YAML."""
     import yaml
 
-    return by_whole_key((yaml.safe_load(text) or {}).get("config"), namespace)
+    try:
+        return by_whole_key((yaml.safe_load(text) or {}).get("config"), namespace)
+    except yaml.YAMLError:
+        return None
 
 
 def _with_value(text: str, key: str, value: Scalar | None, namespace: str) -> str:

@@ -94,8 +94,7 @@ def last_config(workspace: LocalWorkspace, name: str) -> dict[str, str] | None:
     history = Stack.select(name, workspace).history(page_size=1, show_secrets=False)
     if not history:
         return None
-    config: dict[str, dict[str, Any]] = history[0].config  # type: ignore[assignment]  # the SDK passes JSON on as it is
-    return {key: str(one["value"]) for key, one in config.items() if not one.get("secret")}
+    return {key: one.value for key, one in history[0].config.items() if not one.secret}
 
 
 @contextlib.contextmanager
