@@ -297,6 +297,7 @@ def test_most_words_are_taken_in_any_case(arm: ArmInProcess, at: str, member: st
         (VAULT, "properties/tenantId", "contoso", "System.Guid"),
         (COSMOS, "properties/locations", {}, "System.Collections.Generic.IList"),
         (CLUSTER, "properties/properties/scaleSettings/nodeIdleTimeBeforeScaleDown", "10 min", "System.TimeSpan"),
+        (CLUSTER, "properties/properties/scaleSettings/nodeIdleTimeBeforeScaleDown", "P", "System.TimeSpan"),
         (CLUSTER, "properties/properties/scaleSettings/nodeIdleTimeBeforeScaleDown", "PT", "System.TimeSpan"),
         (BUDGET, "properties/timePeriod/startDate", "01.01.2099", "System.DateTime"),
         (BUDGET, "properties/amount", "100", "System.Decimal"),
@@ -306,6 +307,12 @@ def test_a_value_of_another_type_is_refused(arm: ArmInProcess, at: str, member: 
     status, _, said = refusal(arm, "PUT", at, changed(at, {member: value}))
     assert status == 400
     assert "Error converting value" in said and f"'{kind}'. Path '{member.replace('/', '.')}'." in said
+
+
+def test_the_entries_of_a_list_are_looked_at(arm: ArmInProcess) -> None:
+    wrong = [BODIES[COSMOS]["properties"]["locations"][0], {"colour": "red"}]
+    said = refusal(arm, "PUT", COSMOS, changed(COSMOS, {"properties/locations": wrong}))[2]
+    assert said == f"{UNKNOWN} 'Location'. Path 'properties.locations[1].colour'."
 
 
 @pytest.mark.parametrize("duration", ["PT5M", "PT1H30M", "P1D", "P1DT1H", "PT90S", "PT0.5S"])
