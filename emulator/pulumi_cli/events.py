@@ -14,7 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from emulator.pulumi_cli.engine import Step
+from emulator.pulumi_cli.goal import Step
+from emulator.pulumi_cli.policy_pack import Violation
+from emulator.pulumi_cli.state import Resource
 from emulator.pulumi_provider import wire
 
 
@@ -88,16 +90,33 @@ class EventLog:
         self._emit({"preludeEvent": {"config": dict(config)}})
 
     def step(self, step: Step, *, preview: bool) -> None:
-        metadata = step_metadata(step)
-        self._emit({"resourcePreEvent": {"metadata": metadata, **({"planning": True} if preview else {})}})
-        self._emit({"resOutputsEvent": {"metadata": metadata, **({"planning": True} if preview else {})}})
+        planning = {"planning": True} if preview else {}
+        event = {"metadata": step_metadata(step), **planning}
+        self._emit({"resourcePreEvent": event})
+        self._emit({"resOutputsEvent": event})
+
+    def violation(self, one: Violation) -> None:
+        self._emit(
+            {
+                "policyEvent": {
+                    "resourceUrn": one.urn,
+                    "message": one.message,
+                    "color": "never",
+                    "policyName": one.policy,
+                    "policyPackName": one.pack,
+                    "policyPackVersion": one.version,
+                    "policyPackVersionTag": one.version,
+                    "enforcementLevel": "mandatory" if one.mandatory else "advisory",
+                }
+            }
+        )
 
     def diagnostic(self, severity: str, message: str) -> None:
         self._emit({"diagnosticEvent": {"message": message, "color": "never", "severity": severity}})
 
-    def summary(self, counts: Mapping[str, int], seconds: float) -> None:
+    def summary(self, counts: Mapping[str, int], seconds: float, packs: Mapping[str, str]) -> None:
         changes = {"resourceChanges": dict(counts), "durationSeconds": round(seconds), "maybeCorrupt": False}
-        self._emit({"summaryEvent": {**changes, "PolicyPacks": {}}})
+        self._emit({"summaryEvent": {**changes, "PolicyPacks": dict(packs)}})
 
     def _emit(self, event: Mapping[str, Any]) -> None:
         if self._sink is None:
@@ -110,24 +129,31 @@ class EventLog:
 
 def step_metadata(step: Step) -> dict[str, Any]:
     """A step as Pulumi describes one."""
-    one = step.resource
-    state = {
-        "type": step.type,
-        "urn": step.urn,
-        "id": one.id if one else "",
-        "parent": step.parent,
-        "custom": bool(one and one.custom),
-        "provider": "",
-        "inputs": wire.shown(one.inputs) if one else {},
-        "outputs": wire.shown(one.outputs) if one else {},
-    }
-    removed = step.op.startswith("delete")
+    kinds = {path: {"diffKind": kind, "inputDiff": True} for path, kind in step.paths.items()}
     return {
         "op": step.op,
-        "urn": step.urn,
-        "type": step.type,
+        "urn": step.resource.urn,
+        "type": step.resource.type,
         "provider": "",
-        "old": state if removed else None,
-        "new": None if removed else state,
-        "diffs": list(step.changed),
+        "old": state(step.old),
+        "new": state(step.new),
+        "diffs": step.changed,
+        "detailedDiff": kinds or None,
+    }
+
+
+def state(one: Resource | None) -> dict[str, Any] | None:
+    """A resource as Pulumi describes one, without its secrets."""
+    if one is None:
+        return None
+    return {
+        "type": one.type,
+        "urn": one.urn,
+        "id": one.id,
+        "parent": one.parent,
+        "custom": one.custom,
+        "provider": "",
+        "protect": one.protect,
+        "inputs": wire.shown(one.inputs, one.secrets),
+        "outputs": wire.shown(one.outputs, one.secrets),
     }

@@ -7,8 +7,9 @@ import os
 import runpy
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import grpc  # type: ignore[import-untyped]
 import pulumi
@@ -17,37 +18,33 @@ from pulumi.runtime import config as runtime_config
 from pulumi.runtime import mocks, settings
 from pulumi.runtime.stack import run_in_stack
 
+from emulator.pulumi_cli.configuration import Entry
+from emulator.pulumi_cli.engine import Engine
 from emulator.pulumi_cli.errors import CliError
 from emulator.pulumi_cli.monitor import Diagnostics, EngineMonitor
 from emulator.pulumi_cli.project import Project
 
-_PARALLEL = 16
+PARALLEL = 16  # as many registrations at once as the real engine handles by default
 
 
-def run(
-    project: Project, stack: str, config: Mapping[str, str], monitor: EngineMonitor, *, debug: bool = False
-) -> Diagnostics:
+@dataclass(frozen=True)
+class Run:
+    """How the program is run: its stack, its configuration and where its log lines go."""
+
+    project: Project
+    stack: str
+    config: Mapping[str, Entry]
+    on_line: Callable[[str, str], None]
+    debug: bool = False
+    parallel: int = PARALLEL
+
+
+def run(how: Run, monitor: EngineMonitor) -> None:
     """Run the program to its end. Raises CliError if it, or one of its resources, fails."""
-    diagnostics = Diagnostics(debug=debug)
-    features = set(monitor.GetDeploymentInfo(empty_pb2.Empty()).supportedFeatures)  # type: ignore[no-untyped-call]
-    settings.configure(
-        mocks.MockSettings(  # type: ignore[no-untyped-call]
-            monitor=monitor,
-            monitor_features=features,
-            engine=diagnostics,
-            project=project.name,
-            stack=stack,
-            dry_run=monitor.engine.preview,
-            organization="organization",
-            callbacks=None,
-            root_directory=str(project.root),
-        )
-    )
-    settings.set_root_resource(None)  # type: ignore[arg-type]  # a second run in this process starts afresh
-    runtime_config.set_all_config(dict(config), [])
+    _configure(how, monitor)
     engine = monitor.engine
     try:
-        _run_program(project)
+        _run_program(how, engine)
     except pulumi.RunError as error:
         raise CliError(str(error)) from None
     except (CliError, grpc.RpcError) as error:
@@ -60,18 +57,42 @@ def run(
         engine.settle()
     if engine.failures:
         raise CliError(engine.failures[0])
-    return diagnostics
 
 
-def _run_program(project: Project) -> None:
+def _configure(how: Run, monitor: EngineMonitor) -> None:
+    features = set(monitor.GetDeploymentInfo(empty_pb2.Empty()).supportedFeatures)  # type: ignore[no-untyped-call]
+    settings.configure(
+        mocks.MockSettings(  # type: ignore[no-untyped-call]
+            monitor=monitor,
+            monitor_features=features,
+            engine=Diagnostics(how.on_line, debug=how.debug),
+            project=how.project.name,
+            stack=how.stack,
+            dry_run=monitor.engine.preview,
+            organization="organization",
+            callbacks=None,
+            root_directory=str(how.project.root),
+        )
+    )
+    # A second run in this process starts afresh, whatever an interrupted one left waiting.
+    settings.set_root_resource(None)  # type: ignore[arg-type]
+    settings.SETTINGS.outputs.clear()
+    texts = {key: entry.text for key, entry in how.config.items()}
+    runtime_config.set_all_config(texts, [key for key, entry in how.config.items() if entry.secret])
+
+
+def _run_program(how: Run, engine: Engine) -> None:
     """As Pulumi's language host does: the program's folder is the working directory and the first on sys.path."""
     was, path = os.getcwd(), list(sys.path)
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
-    loop.set_default_executor(ThreadPoolExecutor(_PARALLEL))
+    loop.set_default_executor(ThreadPoolExecutor(how.parallel))
     try:
-        os.chdir(project.program)
-        loop.run_until_complete(run_in_stack(lambda: _execute(project)))
+        os.chdir(how.project.program)
+        loop.run_until_complete(run_in_stack(lambda: _execute(how.project)))
+    except KeyboardInterrupt:
+        engine.stop("interrupted")  # what is in flight ends, and is recorded; nothing more begins
+        raise
     finally:
         os.chdir(was)
         sys.path[:] = path

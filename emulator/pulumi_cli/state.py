@@ -1,6 +1,7 @@
-"""Stacks on disk: resources, outputs, history, one update at a time, and which stack is selected.
+"""Stacks on disk: resources, outputs, tags, history, one update at a time, and which stack is selected.
 
 Every write replaces a whole file by a rename, so a process killed at any moment leaves the last complete state.
+Secrets are encrypted in it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,8 +20,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-from emulator.pulumi_cli.errors import CliError
+from emulator.pulumi_cli.errors import NO_STACK, CliError
 from emulator.pulumi_cli.project import Project
+from emulator.pulumi_cli.secrets import Crypter
+from emulator.pulumi_provider.values import SECRET, SIGNATURE
 
 
 @dataclass
@@ -39,7 +43,19 @@ class Resource:
     protect: bool = False
     retain_on_delete: bool = False
     deleted_with: str = ""
+    replace_on_changes: list[str] = field(default_factory=list)
+    secrets: list[str] = field(default_factory=list)  # which inputs and outputs are secret
     delete: bool = False  # replaced by a new one, its deletion still to be done
+
+    def is_same(self, other: Resource) -> bool:
+        """Whether both are the same thing in Azure: a replaced resource has its successor's URN, and another id."""
+        return self.urn == other.urn and self.id == other.id
+
+    def needs(self) -> Iterator[str]:
+        """URNs of what has to be there as long as this is."""
+        yield from (self.parent, self.deleted_with, *self.dependencies)
+        for urns in self.property_dependencies.values():
+            yield from urns
 
 
 @dataclass
@@ -50,31 +66,87 @@ class Snapshot:
     pending: list[Resource] = field(default_factory=list)
     outputs: dict[str, Any] = field(default_factory=dict)
     secret_outputs: list[str] = field(default_factory=list)
+    tags: dict[str, str] = field(default_factory=dict)
+    encryptionsalt: str = ""
 
     def live(self, urn: str) -> Resource | None:
         return next((one for one in self.resources if one.urn == urn and not one.delete), None)
 
+    def begun(self, urn: str) -> Resource | None:
+        return next((one for one in self.pending if one.urn == urn), None)
+
+    def rename(self, old: str, new: str) -> None:
+        """Let a resource be known under another URN, to itself and to all that refer to it."""
+        for one in (*self.resources, *self.pending):
+            one.urn = new if one.urn == old else one.urn
+            one.parent = new if one.parent == old else one.parent
+            one.deleted_with = new if one.deleted_with == old else one.deleted_with
+            one.dependencies = [new if urn == old else urn for urn in one.dependencies]
+            one.property_dependencies = {
+                key: [new if urn == old else urn for urn in urns] for key, urns in one.property_dependencies.items()
+            }
+
+    # --- as text --------------------------------------------------------------------------------------------------
+
+    def sealed(self, *, in_clear: bool = False) -> dict[str, Any]:
+        """For the disk: every secret encrypted, or with `in_clear` only marked."""
+        values = dataclasses.asdict(self)
+        for bag, secret in _bags(values):
+            for key in secret & set(bag):
+                text = json.dumps(bag[key])
+                bag[key] = {SIGNATURE: SECRET} | (
+                    {"plaintext": text} if in_clear else {"ciphertext": self._crypter().encrypt(text)}
+                )
+        values["encryptionsalt"] = self.encryptionsalt
+        return values
+
+    @classmethod
+    def opened(cls, values: dict[str, Any]) -> Snapshot:
+        """From the disk."""
+        known = {one.name for one in dataclasses.fields(cls)}
+        made = cls(**{key: value for key, value in values.items() if key in known})
+        for bag, secret in _bags(values):
+            for key in secret & set(bag):
+                sealed = bag[key]
+                bag[key] = json.loads(sealed.get("plaintext") or made._crypter().decrypt(sealed["ciphertext"]))
+        made.resources = [Resource(**one) for one in values["resources"]]
+        made.pending = [Resource(**one) for one in values["pending"]]
+        return made
+
+    def _crypter(self) -> Crypter:
+        if self.encryptionsalt:
+            return Crypter(self.encryptionsalt)
+        made = Crypter.new()
+        self.encryptionsalt = made.state
+        return made
+
+
+def _bags(values: dict[str, Any]) -> Iterator[tuple[dict[str, Any], set[str]]]:
+    """Each set of values of a snapshot, with the keys in it that are secret."""
+    yield values["outputs"], set(values["secret_outputs"])
+    for one in (*values["resources"], *values["pending"]):
+        yield one["inputs"], set(one.get("secrets", ()))
+        yield one["outputs"], set(one.get("secrets", ()))
+
 
 class Stack:
-    """A stack's files, and its snapshot while an update runs. `save` may be called from any thread."""
+    """A stack's files, and its snapshot while an update runs. `changing` may be called from any thread.
+
+    With `rehearsal` nothing is written: a preview changes the snapshot as the update would, and forgets it.
+    """
 
     def __init__(self, folder: Path, name: str) -> None:
         self.name, self.file = name, folder / f"{name}.json"
         self._history, self._lock_file = folder / f"{name}.history", folder / f"{name}.lock"
         self._mutex = threading.RLock()
         self.snapshot = Snapshot()
+        self.rehearsal = False
 
     def exists(self) -> bool:
         return self.file.exists()
 
     def load(self) -> Snapshot:
-        values = json.loads(self.file.read_text())
-        self.snapshot = Snapshot(
-            [Resource(**one) for one in values["resources"]],
-            [Resource(**one) for one in values["pending"]],
-            values["outputs"],
-            values["secret_outputs"],
-        )
+        self.snapshot = Snapshot.opened(json.loads(self.file.read_text()))
         return self.snapshot
 
     @contextlib.contextmanager
@@ -85,8 +157,10 @@ class Stack:
             self.save()
 
     def save(self) -> None:
+        if self.rehearsal:
+            return
         with self._mutex:
-            _write(self.file, json.dumps(dataclasses.asdict(self.snapshot), indent=1))
+            write(self.file, json.dumps(self.snapshot.sealed(), indent=1))
 
     @contextlib.contextmanager
     def update(self) -> Iterator[None]:
@@ -96,16 +170,26 @@ class Stack:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.seek(0)
-                holder = file.read().strip()
                 raise CliError(
-                    f"the stack is currently locked by another update of {self.name!r} (process {holder}); "
-                    "wait until it has ended"
+                    f"the stack is currently locked by another update of {self.name!r} (process "
+                    f"{file.read().strip()}); wait until it has ended, or stop it: pulumi cancel"
                 ) from None
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
             self.load()
             yield
+
+    def holder(self) -> int | None:
+        """The process that holds the stack for an update, if any."""
+        if not self._lock_file.exists():
+            return None
+        with self._lock_file.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return int(file.read().strip() or 0) or None
+        return None
 
     def history(self) -> list[dict[str, Any]]:
         """The updates of this stack, newest first."""
@@ -117,6 +201,17 @@ class Stack:
         numbered = {"version": len(self.history()) + 1, **entry}
         with self._history.open("a") as file:
             file.write(json.dumps(numbered) + "\n")
+
+    def rename(self, other: Stack) -> None:
+        """Become `other`, whose name every URN takes."""
+        with self.update():
+            for one in [*self.snapshot.resources, *self.snapshot.pending]:
+                self.snapshot.rename(one.urn, re.sub("^urn:pulumi:[^:]+::", f"urn:pulumi:{other.name}::", one.urn))
+            other.snapshot = self.snapshot
+            other.save()
+            if self._history.exists():
+                self._history.rename(other._history)
+            self.remove()
 
     def remove(self) -> None:
         for file in (self._history, self._lock_file, self.file):
@@ -140,17 +235,22 @@ class Backend:
         """The named stack, else the selected one."""
         chosen = _plain(name) if name else self.selected()
         if chosen is None:
-            raise CliError("no stack is selected; name one: --stack NAME, or pulumi stack select NAME")
+            raise CliError("no stack selected; name one: --stack NAME, or pulumi stack select NAME")
         found = Stack(self._folder, chosen)
         if not found.exists():
-            raise CliError(f"no stack named '{chosen}' found")
+            raise CliError(f"no stack named '{chosen}' found", code=NO_STACK)
         return found
 
-    def create(self, name: str) -> Stack:
+    def new(self, name: str) -> Stack:
+        """A stack that is not there yet."""
         made = Stack(self._folder, _plain(name))
         if made.exists():
             raise CliError(f"stack '{made.name}' already exists")
         self._folder.mkdir(parents=True, exist_ok=True)
+        return made
+
+    def create(self, name: str) -> Stack:
+        made = self.new(name)
         made.save()
         return made
 
@@ -163,7 +263,7 @@ class Backend:
 
     def select(self, name: str | None) -> None:
         self._selection.parent.mkdir(parents=True, exist_ok=True)
-        _write(self._selection, json.dumps({"stack": name} if name else {}))
+        write(self._selection, json.dumps({"stack": name} if name else {}))
 
 
 def _backend_folder() -> Path:
@@ -183,7 +283,8 @@ def _plain(name: str) -> str:
     return plain
 
 
-def _write(file: Path, text: str) -> None:
+def write(file: Path, text: str) -> None:
+    """Replace a file as a whole, so that no reader and no crash ever sees half of it."""
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     with temporary.open("w") as out:
         out.write(text + "\n")

@@ -30,6 +30,11 @@ class ArmError(Exception):
         """ARM took the request, and its long-running operation failed."""
         return self.status == 200
 
+    @property
+    def refused(self) -> bool:
+        """ARM did not take the request: nothing has changed."""
+        return 400 <= self.status < 500
+
 
 @dataclass(frozen=True)
 class Credentials:

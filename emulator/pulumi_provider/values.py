@@ -12,8 +12,16 @@ class Unknown:
     def __repr__(self) -> str:
         return "<unknown>"
 
+    def __deepcopy__(self, _: object) -> Unknown:
+        return self
+
 
 UNKNOWN: Final = Unknown()
+
+# How Pulumi marks a value that is more than it looks like, here one that is secret:
+# https://github.com/pulumi/pulumi/blob/master/sdk/go/common/resource/properties.go
+SIGNATURE: Final = "4dabf18193072939515e22adb298388d"
+SECRET: Final = "1b47061264138c4ac30d75fd1eb44270"
 
 
 def has_unknown(value: Any) -> bool:

@@ -1,21 +1,18 @@
-"""Values between the program (protobuf Structs) and the engine (plain Python, UNKNOWN for what is not known).
-
-The signatures are Pulumi's own: https://github.com/pulumi/pulumi/blob/master/sdk/go/common/resource/properties.go
-"""
+"""Values on the wire (protobuf Structs) and in Python, where UNKNOWN stands for what is not known."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from google.protobuf import struct_pb2  # type: ignore[import-untyped]
 
-from emulator.pulumi_provider.values import UNKNOWN
+from emulator.pulumi_provider.values import SECRET, SIGNATURE, UNKNOWN
 
-_SIGNATURE = "4dabf18193072939515e22adb298388d"
-_SECRET = "1b47061264138c4ac30d75fd1eb44270"
 _RESOURCE = "5cf8f73096256a8f31e491e813e4eb8e"
-_UNKNOWN_TEXT = "04da6b54-80e4-46f7-96ec-b56ff0331ba9"
+UNKNOWN_TEXT = "04da6b54-80e4-46f7-96ec-b56ff0331ba9"
+HIDDEN = "[secret]"
 
 
 def decode(struct: struct_pb2.Struct) -> tuple[dict[str, Any], set[str]]:
@@ -24,14 +21,14 @@ def decode(struct: struct_pb2.Struct) -> tuple[dict[str, Any], set[str]]:
     values: dict[str, Any] = {}
     for key, value in struct.fields.items():
         if value.WhichOneof("kind") != "null_value":
-            values[key] = _decode(value, lambda key=key: secret.add(key))
+            values[key] = _decode(value, functools.partial(secret.add, key))
     return values, secret
 
 
-def _decode(value: struct_pb2.Value, found_secret: Any) -> Any:
+def _decode(value: struct_pb2.Value, found_secret: Callable[[], None]) -> Any:
     kind = value.WhichOneof("kind")
     if kind == "string_value":
-        return UNKNOWN if value.string_value == _UNKNOWN_TEXT else value.string_value
+        return UNKNOWN if value.string_value == UNKNOWN_TEXT else value.string_value
     if kind == "number_value":
         return int(value.number_value) if value.number_value.is_integer() else value.number_value
     if kind == "bool_value":
@@ -43,10 +40,10 @@ def _decode(value: struct_pb2.Value, found_secret: Any) -> Any:
     return None
 
 
-def _decode_struct(struct: struct_pb2.Struct, found_secret: Any) -> Any:
+def _decode_struct(struct: struct_pb2.Struct, found_secret: Callable[[], None]) -> Any:
     fields = struct.fields
-    signature = fields[_SIGNATURE].string_value if _SIGNATURE in fields else None
-    if signature == _SECRET:
+    signature = fields[SIGNATURE].string_value if SIGNATURE in fields else None
+    if signature == SECRET:
         found_secret()
         return _decode(fields["value"], found_secret)
     if signature == _RESOURCE:
@@ -55,14 +52,18 @@ def _decode_struct(struct: struct_pb2.Struct, found_secret: Any) -> Any:
     return {key: value for key, value in items.items() if value is not None}
 
 
-def encode(values: Mapping[str, Any]) -> struct_pb2.Struct:
-    """A Struct of plain values."""
-    return struct_pb2.Struct(fields={key: _encode(value) for key, value in values.items()})
+def encode(values: Mapping[str, Any], secret: Collection[str] = ()) -> struct_pb2.Struct:
+    """A Struct of plain values; those under a key in `secret` are marked as secret."""
+    fields = {key: _encode(value) for key, value in values.items()}
+    for key in set(secret) & set(fields):
+        marked = {SIGNATURE: struct_pb2.Value(string_value=SECRET), "value": fields[key]}
+        fields[key] = struct_pb2.Value(struct_value=struct_pb2.Struct(fields=marked))
+    return struct_pb2.Struct(fields=fields)
 
 
 def _encode(value: Any) -> struct_pb2.Value:
     if value is UNKNOWN:
-        return struct_pb2.Value(string_value=_UNKNOWN_TEXT)
+        return struct_pb2.Value(string_value=UNKNOWN_TEXT)
     if value is None:
         return struct_pb2.Value(null_value=struct_pb2.NULL_VALUE)
     if isinstance(value, bool):
@@ -76,10 +77,14 @@ def _encode(value: Any) -> struct_pb2.Value:
     return struct_pb2.Value(struct_value=encode(value))
 
 
-def shown(value: Any) -> Any:
-    """`value` for JSON that a person reads: what is not known yet as the text that Pulumi prints."""
+def shown(values: Mapping[str, Any], secret: Collection[str], *, unknown: str = UNKNOWN_TEXT) -> dict[str, Any]:
+    """Values for JSON that leaves this process: secrets masked, and a text for what is not known."""
+    return {key: HIDDEN if key in secret else _known(value, unknown) for key, value in values.items()}
+
+
+def _known(value: Any, unknown: str) -> Any:
     if value is UNKNOWN:
-        return "output<string>"
+        return unknown
     if isinstance(value, Mapping):
-        return {key: shown(item) for key, item in value.items()}
-    return [shown(item) for item in value] if isinstance(value, list) else value
+        return {key: _known(item, unknown) for key, item in value.items()}
+    return [_known(item, unknown) for item in value] if isinstance(value, list) else value

@@ -15,7 +15,7 @@ from emulator.pulumi_cli.project import Project
 from emulator.pulumi_cli.state import Backend
 from tests.infra.conftest import ROOT, Cli
 from tests.infra.conftest import arm as arm  # the fixture
-from tests.infra.fake_arm import FakeArm
+from tests.support.arm_in_process import SUBSCRIPTION, ArmInProcess
 
 BIN = ROOT / "emulator" / "pulumi_cli" / "bin"
 
@@ -40,12 +40,13 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (project / "Pulumi.yaml").write_text("name: small\nruntime: python\nmain: program\n")
     monkeypatch.setenv("PULUMI_BACKEND_URL", f"file://{tmp_path / 'state'}")
     monkeypatch.setenv("PULUMI_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PULUMI_CONFIG_PASSPHRASE", "not a secret")
     monkeypatch.chdir(project)
     return project
 
 
 @pytest.fixture
-def pulumi(arm: FakeArm, environment: Path, capsys: pytest.CaptureFixture[str]) -> Cli:
+def pulumi(arm: ArmInProcess, environment: Path, capsys: pytest.CaptureFixture[str]) -> Cli:
     cli = Cli(environment, arm, capsys)
     assert cli("stack", "init", "test")[0] == 0
     return cli
@@ -135,7 +136,9 @@ def test_what_goes_with_its_owner_is_not_deleted_by_itself(pulumi: Cli, program:
 
 
 def test_a_failing_resource_stops_the_update_and_loses_nothing(pulumi: Cli, program: Program) -> None:
-    program("account('st')\nmanagedidentity.UserAssignedIdentity('id-', resource_group_name=group.name)")
+    program(
+        "account('st')\nmanagedidentity.UserAssignedIdentity('id-', resource_group_name=group.name, location='eastus2')"
+    )
     pulumi.arm.refuse["/storageAccounts/"] = (409, "StorageAccountAlreadyTaken", "the name is taken")
     code, _, err = pulumi("up", "--yes")
     assert code != 0
@@ -172,10 +175,12 @@ def test_a_creation_that_was_cut_off_is_destroyed_too(pulumi: Cli, program: Prog
 
 
 def test_an_existing_resource_is_not_taken_over(pulumi: Cli, program: Program) -> None:
+    group = f"/subscriptions/{SUBSCRIPTION}/resourceGroups/g"
+    pulumi.arm.put(group, {"location": "eastus2"})
+    account = {"location": "eastus2", "kind": "StorageV2", "sku": {"name": "Standard_LRS"}}
+    pulumi.arm.put(f"{group}/providers/Microsoft.Storage/storageAccounts/taken", account)
     program("storage.StorageAccount('st', account_name='taken', resource_group_name='g', kind='StorageV2',"
-            " sku=storage.SkuArgs(name='Standard_LRS'))")  # fmt: skip
-    path = "/subscriptions/22222222-0000-4000-8000-000000000002/resourceGroups/g/providers/Microsoft.Storage"
-    pulumi.arm.resources[f"{path}/storageAccounts/taken"] = {"id": "x", "properties": {}}
+            " location='eastus2', sku=storage.SkuArgs(name='Standard_LRS'))")  # fmt: skip
     for _ in range(2):  # the second time too: nothing was begun that could be gone on with
         code, _, err = pulumi("up", "--yes")
         assert code != 0 and "cannot create the existing resource" in err
@@ -193,7 +198,7 @@ def test_refresh_forgets_what_is_gone_and_up_makes_it_again(pulumi: Cli, program
     program("account('st')")
     pulumi.up()
     (gone,) = [path for path in pulumi.arm.resources if "/storageAccounts/" in path]
-    del pulumi.arm.resources[gone]
+    pulumi.arm.forget(gone)
     assert pulumi("refresh", "--yes")[0] == 0
     assert pulumi.preview() == {"same": 1, "create": 1}
 
@@ -201,7 +206,8 @@ def test_refresh_forgets_what_is_gone_and_up_makes_it_again(pulumi: Cli, program
 def test_refresh_sees_drift_and_up_mends_it(pulumi: Cli, program: Program) -> None:
     program("account('st', tags={'owner': 'me'})")
     pulumi.up()
-    pulumi.arm.only("storageAccounts")["tags"] = {"owner": "you"}
+    account = pulumi.arm.only("storageAccounts")
+    pulumi.arm.put(account["id"], {**account, "tags": {"owner": "you"}})
     assert pulumi("refresh", "--yes")[0] == 0
     assert pulumi.preview() == {"same": 1, "update": 1}
 
