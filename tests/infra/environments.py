@@ -177,6 +177,14 @@ def lead_provider_to(arm: ArmInProcess, monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setenv(name, value)
 
 
+def prepare(folder: Path, *names: str, ttl: int) -> list[dict[str, str]]:
+    """Bring environments up once, in a folder that tests begin from with a copy; what each of them exports."""
+    with pytest.MonkeyPatch.context() as patch, ArmInProcess(folder / "azure") as arm:
+        lead_provider_to(arm, patch)
+        first = made(arm, folder, patch)
+        return [first.up(name, "--ttl", str(ttl)) for name in names]
+
+
 def made(arm: ArmInProcess, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Environments:
     """Environments in a folder that is new, or the copy of a used one."""
     project, command = folder / "environments", PulumiInProcess()

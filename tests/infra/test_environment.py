@@ -35,9 +35,7 @@ def env(arm: ArmInProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> E
 def brought_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an Azure and a backend in which feat/x was brought up once for all tests that begin so."""
     folder = tmp_path_factory.mktemp("brought-up")
-    with pytest.MonkeyPatch.context() as patch, ArmInProcess(folder / "azure") as arm:
-        environments.lead_provider_to(arm, patch)
-        made = environments.made(arm, folder, patch).up("feat/x", "--ttl", "30")
+    (made,) = environments.prepare(folder, "feat/x", ttl=30)
     (folder / "outputs.json").write_text(json.dumps(made))
     return folder
 
