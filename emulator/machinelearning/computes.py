@@ -6,6 +6,7 @@ NCasT4v3, DSv2, Esv3, Fsv2).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
@@ -41,6 +42,8 @@ SIZES = {
 SERVICE = f"{ML}/computeOperation"
 IGNORED = ("vmSize", "vmPriority", "subnet", "osType")  # when a cluster is changed
 QUOTA = 200  # vCPUs per family
+TOTALS = ("Total Cluster Dedicated Regional vCPUs", "Total Cluster Low Priority Regional vCPUs")
+TOTAL_QUOTA = 1000  # vCPUs of all families together
 
 
 class Computes:
@@ -50,6 +53,7 @@ class Computes:
         arm.on("DELETE", COMPUTE, self.delete)
         arm.on("GET", f"{ML}/locations/vmSizes", self.sizes)
         arm.on("GET", f"{ML}/locations/usages", self.usages)
+        arm.on("GET", "Microsoft.Compute/skus", self.skus)
 
     async def put(self, request: Request, rid: ResourceId) -> Response:
         body, before = self._arm.check(rid, await json_body(request))
@@ -101,17 +105,32 @@ class Computes:
         return JSONResponse({"value": [{**size, **common} for size in value]})
 
     async def usages(self, request: Request, rid: ResourceId) -> Response:
-        location = rid.names[0]
-        used: dict[str, int] = {family: 0 for family, *_ in SIZES.values()}
+        """Quota by family and in all. Nothing counts as used: the emulator's nodes are processes of this machine."""
+        limits = {family: QUOTA for family, *_ in SIZES.values()} | {total: TOTAL_QUOTA for total in TOTALS}
         value = [
             {
-                "id": f"{rid.scope}/providers/{ML}/locations/{location}/usages/{family}",
+                "id": f"{rid.scope}/providers/{ML}/locations/{rid.names[0]}/usages/{name.replace(' ', '')}",
                 "type": f"{ML}/usages",
                 "unit": "Count",
-                "currentValue": count,
-                "limit": QUOTA,
-                "name": {"value": family, "localizedValue": family},
+                "currentValue": 0,
+                "limit": limit,
+                "name": {"value": name, "localizedValue": name},
             }
-            for family, count in used.items()
+            for name, limit in limits.items()
+        ]
+        return JSONResponse({"value": value})
+
+    async def skus(self, request: Request, rid: ResourceId) -> Response:
+        """The same sizes as virtual machines, none kept from anybody, in the location that `$filter` names."""
+        named = re.search(r"location eq '(\w+)'", request.query_params.get("$filter", ""))
+        common = {"resourceType": "virtualMachines", "locations": [named[1]] if named else [], "restrictions": []}
+        value = [
+            {
+                "name": name,
+                "family": family,
+                "capabilities": [{"name": "vCPUs", "value": str(cores)}, {"name": "GPUs", "value": str(gpus)}],
+                **common,
+            }
+            for name, (family, cores, gpus, _) in SIZES.items()
         ]
         return JSONResponse({"value": value})
