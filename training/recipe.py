@@ -82,6 +82,7 @@ class JobChoice:
     the GPU cluster. `process_count_per_instance`: 0 is one for each GPU of a node, or one without GPUs.
     `gate_min_gain` is in nats: by how much the loss on the held-out file must fall for the model to be approved.
     `cpu_threads`: of torch, in each process; 0 leaves the number to torch.
+    `checkpoint_minutes`: between two checkpoints at most, besides `save_steps`; 0 leaves it to them.
     `baseline`: accept settings that are known to be bad, because the recipe is there to be compared with.
     """
 
@@ -93,11 +94,15 @@ class JobChoice:
     shm_size: str = "2g"
     timeout_minutes: int = 360
     cpu_threads: int = 0
+    checkpoint_minutes: float = 30.0
     baseline: bool = False
 
 
-# These decide where and how long a job runs, and nothing of what it learns.
-OUTSIDE_FINGERPRINT = ("compute", "environment", "shm_size", "timeout_minutes")
+# These decide where and how long a job runs and when it saves, and nothing of what it learns.
+OUTSIDE_FINGERPRINT = (
+    *("compute", "environment", "shm_size", "timeout_minutes"),
+    *("checkpoint_minutes", "save_strategy", "save_steps", "save_total_limit", "logging_steps"),
+)
 
 
 @dataclass(frozen=True)

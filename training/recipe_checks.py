@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 RESERVED = {
     "output_dir": "the job's --output says it",
     "resume_from_checkpoint": "a job that is started again resumes by itself",
+    "enable_jit_checkpoint": "a job that gets SIGTERM saves by itself (training/keeper.py)",
+    "save_only_model": "a run that goes on needs the optimizer's state too",
+    "ignore_data_skip": "a run that goes on must not see the same rows again",
     "completion_only_loss": "the labels are the assistant's tokens, or with `assistant_only_loss: false` all",
     "dataset_text_field": "rows are conversations, tokenised by training/prompt.py",
     "dataset_kwargs": "the job prepares the rows itself",
@@ -39,6 +42,7 @@ RESERVED = {
 LONGEST = {"microsoft/Phi-3-mini-4k-instruct": 4096, "microsoft/Phi-3.5-mini-instruct": 131072}
 # attention that reads the documents' borders; the others would build a mask over the whole row
 PACKED_ATTENTION = ("auto", "varlen", "flash_attention_2", "flash_attention_3", "flash_attention_4")
+LEAST = {"instance_count": 1, "timeout_minutes": 1, "process_count_per_instance": 0, "checkpoint_minutes": 0}
 ABOVE_ZERO = ("num_train_epochs", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps")
 
 
@@ -67,7 +71,7 @@ def _names(recipe: Recipe) -> Iterator[str]:
 
 def _numbers(recipe: Recipe) -> Iterator[str]:
     job, sft = recipe.job, recipe.sft
-    for key, least in (("instance_count", 1), ("timeout_minutes", 1), ("process_count_per_instance", 0)):
+    for key, least in LEAST.items():
         if getattr(job, key) < least:
             yield f"`{key}` must be {least} or more"
     for key in ABOVE_ZERO:

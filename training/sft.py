@@ -34,11 +34,12 @@ from training.checkpoints import (
     claim_output,
     finished_metrics,
     mark_complete,
-    newest_checkpoint,
+    resume_point,
     step_of,
 )
 from training.dataset import file_hash, read_conversations
 from training.evaluate import Encoded, Verdict, encode_all, judge, likelihood, load_model
+from training.keeper import keeping
 from training.prompt import stop_ids
 from training.recipe import Recipe
 
@@ -71,7 +72,7 @@ def train(job: Job) -> dict[str, Any]:
     if finished := finished_metrics(job.output, job.identity):
         say(f"{job.output} is complete already: nothing to do")
         return finished
-    claim_output(job.output, job.identity)
+    claim_output(job.output, job.identity, job.recipe.as_dict())
     _keep_freed_memory()
     model, tokenizer = _load(job)
     train_rows, eval_rows = _encoded(job, tokenizer)
@@ -141,11 +142,12 @@ def _fit(job: Job, model: PreTrainedModel, tokenizer: Any, rows: list[Encoded]) 
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(tracking.progress())
     steps = _say_plan(job, trainer, rows)
-    checkpoint = newest_checkpoint(job.output)
+    checkpoint = resume_point(job.output)
     if checkpoint:
         say(f"resuming from {checkpoint}")
     started, done_before = time.monotonic(), step_of(checkpoint)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with keeping(trainer, job.output, minutes=job.recipe.job.checkpoint_minutes):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.monotonic() - started
     if trainer.state.global_step < trainer.state.max_steps:
         raise UserError(

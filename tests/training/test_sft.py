@@ -63,7 +63,7 @@ def test_a_finished_job_that_is_started_again_only_reports(trained: tuple[Job, d
 def test_another_recipe_does_not_overwrite_a_finished_model(trained: tuple[Job, dict[str, Any]]) -> None:
     job = trained[0]
     other = Job(recipes.load("local", ["seed=8"]), job.model, job.train, job.eval, job.output)
-    with pytest.raises(UserError, match="another recipe or other data"):
+    with pytest.raises(UserError, match="of another run"):
         sft.train(other)
 
 
