@@ -1,7 +1,8 @@
-"""The training job itself: the same file on a laptop and on a cluster's node.
+"""The training job itself: the same file on a laptop and on a cluster's nodes.
 
     python -m training.sft --recipe local --model data/base-model --train data/train.jsonl --eval data/eval.jsonl \
         --output outputs/model
+    torchrun --nproc_per_node 2 -m training.sft …        (Azure ML starts the processes by itself)
 
 TRL's SFTTrainer on conversations that training/prompt.py has turned into ids and labels. Started again with the same
 `--output` it goes on from the newest complete checkpoint; once it is complete it only reports. `complete.json` is
@@ -13,21 +14,19 @@ It runs on a node that has a snapshot of `training/` and of `infra/cli.py` and n
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
-import os
-import platform
 import time
-import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra import cli
-from infra.cli import REFUSED, WRONG_USE, UserError, say
+from infra.cli import REFUSED, WRONG_USE, UserError
+from training import attention, hardware, lora, model_card, packing, plan, ranks, saving, tracking
 from training import recipe as recipes
-from training import tracking
+from training.base_model import load_weights, read_shape, read_tokenizer
 from training.checkpoints import (
     CHECKPOINTS,
     METRICS_FILE,
@@ -37,11 +36,14 @@ from training.checkpoints import (
     resume_point,
     step_of,
 )
-from training.dataset import file_hash, read_conversations
-from training.evaluate import Encoded, Verdict, encode_all, judge, likelihood, load_model
+from training.dataset import file_hash
+from training.evaluate import Encoded, Likelihood, Verdict, judge, likelihood
 from training.keeper import keeping
-from training.prompt import stop_ids
+from training.plan import Plan
+from training.ranks import say
 from training.recipe import Recipe
+from training.schedule import Schedule
+from training.trainer import make_trainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,13 +51,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """What a run is made of: a recipe, a base model (folder or hub name), two files, a place for the result."""
+    """What a run is made of: a recipe, a base model (folder or hub name), two files, a place for the result.
+
+    `price` is that of one node for an hour, in any currency: it only makes the plan say what the run costs.
+    """
 
     recipe: Recipe
     model: str
     train: Path
     eval: Path
     output: Path
+    price: float | None = None
 
     @property
     def identity(self) -> dict[str, str]:
@@ -63,183 +69,150 @@ class Job:
         return {"recipe": self.recipe.fingerprint, "train": file_hash(self.train), "eval": file_hash(self.eval)}
 
 
+@dataclass(frozen=True)
+class Ready:
+    """A job that is read, checked and planned; nothing large is loaded yet."""
+
+    tokenizer: Any
+    dataset: Any
+    held_out: list[Encoded]
+    plan: Plan
+
+
 def train(job: Job) -> dict[str, Any]:
     """Run the job to its end, or go on where it stopped; returns the metrics, `approved` among them.
 
     Raises:
-        UserError: data, model or output that cannot be used, checkpoints of another run, a loss that is no number.
+        UserError: data, model or output that cannot be used, checkpoints of another run, a model that does not fit, no
+            memory or no room on the disk, a loss that is no number.
     """
     if finished := finished_metrics(job.output, job.identity):
         say(f"{job.output} is complete already: nothing to do")
         return finished
-    claim_output(job.output, job.identity, job.recipe.as_dict())
-    _keep_freed_memory()
-    model, tokenizer = _load(job)
-    train_rows, eval_rows = _encoded(job, tokenizer)
-    before = likelihood(model, eval_rows)
-    say(f"held-out loss before: {before.nll:.4f} nats per token ({before.tokens} tokens)")
-    speed = _fit(job, model, tokenizer, train_rows)
-    after = likelihood(model, eval_rows)
-    verdict = judge(before.nll, after.nll, job.recipe.job.gate_min_gain)
+    start(job)
+    ready = get_ready(job)
+    for line in ready.plan.lines():
+        say(line)
+    ran = saving.trained_before(job.output, job.identity) or learn(job, ready)
+    after = held_out(load_saved(job, ready), ready)
+    verdict = judge(ran["before"], after.nll, job.recipe.job.gate_min_gain)
     metrics = {
-        "eval_loss_before": round(before.nll, 6),
+        "eval_loss_before": round(ran["before"], 6),
         "eval_loss": round(after.nll, 6),
         "eval_tokens": after.tokens,
-        **speed,
+        **ran["speed"],
         "approved": verdict.approved,
         "reason": verdict.reason,
     }
-    save(job, model, tokenizer, metrics)
+    finish(job, metrics)
     _say_verdict(verdict)
     return metrics
 
 
-def _keep_freed_memory() -> None:
-    """Tell glibc not to give freed memory back: 1.9 times the speed on a virtual machine's CPU, where page faults are
-    dear (M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD of mallopt(3)). Other C libraries keep their own ways."""
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 256 * 2**20)):
-            libc.mallopt(option, value)
-
-
-def _load(job: Job) -> tuple[PreTrainedModel, Any]:
+def start(job: Job) -> None:
+    """Meet the other processes and make the output folder this job's."""
     import torch
     from transformers import set_seed
 
+    ranks.begin()
+    if ranks.is_first():
+        claim_output(job.output, job.identity, job.recipe.as_dict())
+    ranks.wait()
+    hardware.keep_freed_memory()
     if job.recipe.job.cpu_threads > 0:
         torch.set_num_threads(job.recipe.job.cpu_threads)
     set_seed(int(job.recipe.sft.get("seed", 42)))
-    options: dict[str, Any] = {"attn_implementation": job.recipe.model.attn_implementation}
-    if not Path(job.model).is_dir():
-        options["revision"] = job.recipe.model.model_revision
-    model, tokenizer = load_model(job.model, dtype=job.recipe.model.dtype, **options)
-    tokenizer.chat_template = recipes.template_path(job.recipe).read_text(encoding="utf-8")
-    if torch.cuda.is_available():
-        model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")  # type: ignore[arg-type]  # a device's name is accepted
-    return model, tokenizer
 
 
-def _encoded(job: Job, tokenizer: Any) -> tuple[list[Encoded], list[Encoded]]:
-    max_length = job.recipe.sft.get("max_length")
-    try:
-        both = [encode_all(tokenizer, read_conversations(file), max_length) for file in (job.train, job.eval)]
-    except ValueError as error:
-        raise UserError(f"cannot turn the conversations into tokens: {error}") from None
-    for file, rows in zip((job.train, job.eval), both, strict=True):
-        if not rows:
-            raise UserError(f"no reply in {file} begins within max_length = {max_length} tokens")
-    return both[0], both[1]
+def get_ready(job: Job) -> Ready:
+    """Read everything but the weights, and plan."""
+    lora.check(job.recipe)
+    shape = read_shape(job.model, job.recipe)
+    tokenizer = read_tokenizer(job.model, job.recipe)
+    rows, held_out = (packing.encoded(tokenizer, file, job.recipe) for file in (job.train, job.eval))
+    dataset = packing.prepared(rows, job.recipe)
+    schedule = Schedule(job.recipe, shape, packing.facts(len(rows), dataset), ranks.processes())
+    per_node = ranks.per_node(job.recipe.job.instance_count)
+    chosen = attention.choose(job.recipe.model.attn_implementation, packed="seq_lengths" in dataset.column_names)
+    nodes = ranks.processes() // per_node
+    made = plan.make(schedule, hardware.detect(per_node), chosen, nodes=nodes, price=job.price)
+    return Ready(tokenizer, dataset, held_out, made)
 
 
-def _fit(job: Job, model: PreTrainedModel, tokenizer: Any, rows: list[Encoded]) -> dict[str, Any]:
-    """Train `model` in place; returns steps, tokens and speed. The trainer writes nothing but checkpoints."""
-    from transformers.trainer_callback import PrinterCallback
-    from trl.trainer.sft_trainer import SFTTrainer
-
-    dataset = _dataset(rows)
-    trainer = SFTTrainer(model=model, args=_config(job), train_dataset=dataset, processing_class=tokenizer)
-    trainer.remove_callback(PrinterCallback)
+def learn(job: Job, ready: Ready) -> dict[str, Any]:
+    """Train, and save what was trained; returns what is known of the run, as it is noted beside the model."""
+    model = load_weights(job.model, ready.plan)
+    before = held_out(model, ready)
+    say(f"held-out loss before: {before.nll:.4f} nats per token ({before.tokens} tokens)")
+    trainer = make_trainer(ready.plan, model, ready.tokenizer, ready.dataset, job.output / CHECKPOINTS)
     trainer.add_callback(tracking.progress())
-    steps = _say_plan(job, trainer, rows)
-    checkpoint = resume_point(job.output)
+    speed = run(trainer, job.output, ready.plan)
+    ran = {"run": job.identity, "before": before.nll, "speed": speed}
+    saving.save(trainer, ready.tokenizer, job.recipe, job.model, job.output, ran)
+    saving.forget(trainer)
+    say(f"saved to {job.output}")
+    return ran
+
+
+def run(trainer: Any, output: Path, plan: Plan) -> dict[str, Any]:
+    """Train, from the newest checkpoint if there is one; returns steps, tokens and speed."""
+    checkpoint = resume_point(output)
     if checkpoint:
         say(f"resuming from {checkpoint}")
-    started, done_before = time.monotonic(), step_of(checkpoint)
-    with keeping(trainer, job.output, minutes=job.recipe.job.checkpoint_minutes):
+    started = time.monotonic()
+    with keeping(trainer, output, minutes=plan.schedule.recipe.job.checkpoint_minutes):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    seconds = time.monotonic() - started
-    if trainer.state.global_step < trainer.state.max_steps:
+    seconds, steps = time.monotonic() - started, trainer.state.max_steps
+    if trainer.state.global_step < steps:
         raise UserError(
-            f"the training was stopped at step {trainer.state.global_step} of {trainer.state.max_steps}",
+            f"the training was stopped at step {trainer.state.global_step} of {steps}",
             next_command="run the same command again; it goes on from its newest checkpoint",
         )
-    tokens = sum(len(ids) for ids, _ in rows) * float(trainer.state.epoch)  # how often the data was seen, in part too
-    share = 1 - done_before / max(trainer.state.max_steps, 1)
+    share = 1 - step_of(checkpoint) / max(steps, 1)
+    speed = plan.schedule.tokens * share / max(seconds, 1e-9)
+    mfu = {"mfu": round(speed * plan.schedule.flops_per_token / plan.peak_flops, 4)} if plan.peak_flops else {}
     return {
         "steps": steps,
-        "train_tokens": round(tokens),
+        "train_tokens": round(plan.schedule.tokens),
         "train_seconds": round(seconds, 2),
-        "tokens_per_second": round(tokens * share / max(seconds, 1e-9), 1),
-        "parameters": model.num_parameters(),
+        "tokens_per_second": round(speed, 1),
+        **mfu,
+        "parameters": plan.schedule.shape.parameters,
     }
 
 
-def _dataset(rows: list[Encoded]) -> Any:
-    from datasets import Dataset, disable_progress_bars  # type: ignore[import-untyped]  # no type information
+def load_saved(job: Job, ready: Ready) -> PreTrainedModel | None:
+    """The model that was saved, as its users will have it; None on other nodes than the first.
 
-    disable_progress_bars()
-    return Dataset.from_dict({"input_ids": [ids for ids, _ in rows], "labels": [labels for _, labels in rows]})
+    Another node may not see yet what the first has written to a mounted output.
+    """
+    if ranks.rank() >= ranks.per_node(job.recipe.job.instance_count):
+        return None
+    return load_weights(str(job.output), ready.plan, trained=True)
 
 
-def _config(job: Job) -> Any:
-    """TRL's own configuration. Raises UserError, exit code 2, for a value that it refuses."""
+def held_out(model: PreTrainedModel | None, ready: Ready) -> Likelihood:
+    """The likelihood of the held-out conversations, each process that has a model measuring a share of them."""
     import torch
-    from trl.trainer.sft_config import SFTConfig
 
-    ours = {
-        "output_dir": str(job.output / CHECKPOINTS),
-        "use_cpu": not torch.cuda.is_available(),
-        "report_to": "none",
-        "disable_tqdm": True,
-        # pinning memory is for a GPU's sake; without one torch warns about it
-        "dataloader_pin_memory": torch.cuda.is_available(),
-    }
-    try:
-        with warnings.catch_warnings():
-            # transformers 5.17 knows only this name, 5.23 knows both
-            warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")
-            return SFTConfig(**{**ours, **job.recipe.sft, "output_dir": ours["output_dir"]})
-    except (ValueError, TypeError) as error:
-        raise UserError(f"the recipe {job.recipe.name} cannot run: {error}", code=WRONG_USE) from None
+    sharing = int(ranks.added(float(model is not None))[0])
+    share = ready.held_out[ranks.rank() :: sharing] if model is not None else []
+    if model is None or not share:
+        part = Likelihood(0.0, 0)
+    else:
+        bf16 = ready.plan.settings.autocast.value
+        with torch.autocast(model.device.type, torch.bfloat16) if bf16 else nullcontext():
+            part = likelihood(model, share)
+    nats, tokens = ranks.added(part.nll * part.tokens, part.tokens)
+    return Likelihood(nats / tokens, int(tokens))
 
 
-def _say_plan(job: Job, trainer: Any, rows: list[Encoded]) -> int:
-    """Print every derived number before the first step; returns the number of optimizer steps."""
-    args, tokens = trainer.args, sum(len(ids) for ids, _ in rows)
-    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    steps_per_epoch = -(-len(trainer.train_dataset) // per_step)
-    steps = args.max_steps if args.max_steps > 0 else int(-(-steps_per_epoch * args.num_train_epochs // 1))
-    said = sum(label != -100 for _, labels in rows for label in labels)
-    say(f"recipe {job.recipe.name} ({job.recipe.fingerprint}) on {args.device}, {args.world_size} process(es)")
-    say(f"model: {trainer.model.num_parameters():,} parameters, {trainer.model.dtype}")
-    say(f"data: {len(rows)} conversations, {tokens:,} tokens, {said / tokens:.0%} of them the assistant's")
-    say(
-        f"global batch: {args.per_device_train_batch_size} rows x {args.gradient_accumulation_steps} accumulated x "
-        f"{args.world_size} = {per_step}, about {tokens * per_step // len(trainer.train_dataset):,} tokens"
-    )
-    say(f"steps: {steps} ({steps_per_epoch} an epoch, {args.num_train_epochs:g} epochs)")
-    return steps
-
-
-def save(job: Job, model: PreTrainedModel, tokenizer: Any, metrics: Mapping[str, Any]) -> None:
-    """Write model, tokenizer, template, generation config and metrics; the marker last; then drop the checkpoints."""
-    if int(os.environ.get("RANK", "0")) != 0:
-        return
-    _set_generation(model, tokenizer)
-    try:
-        model.save_pretrained(job.output)
-        tokenizer.save_pretrained(job.output)
-        (job.output / "recipe.yaml").write_text(job.recipe.as_yaml(), encoding="utf-8")
+def finish(job: Job, metrics: Mapping[str, Any]) -> None:
+    """Write what is known at the end; the marker last."""
+    if ranks.is_first():
+        model_card.write_card(job.output, job.recipe, job.model, job.identity, metrics)
         mark_complete(job.output, job.identity, metrics)
-    except OSError as error:
-        raise UserError(
-            f"cannot write the model to {job.output}: {error.strerror}; the checkpoints are kept",
-            next_command="make room, then run the same command again",
-        ) from None
-
-
-def _set_generation(model: PreTrainedModel, tokenizer: Any) -> None:
-    """Both stop tokens, and no sampling: a model that is loaded by anyone ends its replies."""
-    from transformers import GenerationConfig
-
-    model.config.use_cache = True  # the trainer may have switched it off
-    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
-        do_sample=False,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=stop_ids(tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    ranks.wait()
 
 
 def _say_verdict(verdict: Verdict) -> None:
@@ -255,10 +228,11 @@ def _job_of(args: argparse.Namespace) -> Job:
                 next_command=f"python -m training.dataset --source {recipe.data.source} --out data",
                 code=WRONG_USE,
             )
-    return Job(recipe, args.model or recipe.model.model_name_or_path, args.train, args.eval, args.output)
+    base = args.model or recipe.model.model_name_or_path
+    return Job(recipe, base, args.train, args.eval, args.output, args.price_per_hour)
 
 
-def main(argv: list[str]) -> int:
+def _parser() -> argparse.ArgumentParser:
     parser = cli.parser("training.sft", "Fine-tune a model by a recipe; started again it resumes.")
     recipes.add_recipe_options(parser)
     parser.add_argument("--train", type=Path, required=True, metavar="FILE")
@@ -267,13 +241,20 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the trained model's folder")
     parser.add_argument("--report", type=Path, metavar="DIR", help="also write metrics.json here")
     parser.add_argument("--gate", action="store_true", help="leave with exit code 3 if the model is not approved")
-    args = parser.parse_args(argv)
+    parser.add_argument("--price-per-hour", type=float, metavar="AMOUNT", help="of one node: the plan says the cost")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    args = _parser().parse_args(argv)
     job = _job_of(args)
     metrics = train(job)
-    if args.report and int(os.environ.get("RANK", "0")) == 0:
+    if args.report and ranks.is_first():
         args.report.mkdir(parents=True, exist_ok=True)
         (args.report / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n")
-    cli.result({"output": str(args.output), "metrics": metrics}, as_json=args.json)
+    if ranks.is_first():
+        cli.result({"output": str(args.output), "metrics": metrics}, as_json=args.json)
+    ranks.end()
     return REFUSED if args.gate and not metrics["approved"] else 0
 
 
