@@ -1,10 +1,22 @@
 # The loop, in its order: make up data train deploy chat down
-# STACK=NAME picks the environment; STACK=local (or local-NAME) is this machine, without Azure. Every target is a call of `python -m …`.
+# STACK=NAME picks the environment; STACK=local (or local-NAME) is this machine, without Azure. BRANCH=NAME is the
+# environment of a git branch; STACK then only says where, and STACK=local is this machine again.
+# Every target is a call of `python -m …`.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo doctor cost prices up data train deploy chat down status logs lint test
+.PHONY: help setup lock demo doctor cost prices up data train deploy chat down env-up env-down env-list reap status logs lint test
 
-ifndef STACK
+PY := .venv/bin/python
+READY := .venv/.ready
+LOCAL = $(filter local local-%,$(STACK))
+quoted = '$(subst ','\'',$(1))'
+
+ifdef BRANCH
+LOCAL := $(or $(LOCAL),$(if $(STACK)$(shell command -v pulumi 2>/dev/null),,local))
+WHY := the branch $(BRANCH)$(if $(LOCAL), on this machine)
+# Expanded in recipes only: before the setup there is no Python to ask.
+override STACK = $(shell $(PY) -m infra.environment name --branch $(call quoted,$(BRANCH)) $(if $(LOCAL),--prefix local))
+else ifndef STACK
 STACK := $(shell pulumi stack --show-name 2>/dev/null)
 WHY := the selected Pulumi stack
 ifeq ($(STACK),)
@@ -15,22 +27,19 @@ else
 WHY := given
 endif
 
-LOCAL := $(filter local local-%,$(STACK))
 RECIPE ?= $(if $(LOCAL),local,phi-3.5-mini)
 DATA ?= data
 CONFIG ?= .
 Q ?= Who founded Microsoft?
-PY := .venv/bin/python
-READY := .venv/.ready
 # What differs between Azure and this machine is the environment that a stage runs in, nothing else.
 RUN := $(if $(LOCAL),$(PY) -m emulator run -- $(abspath $(PY)),$(PY))
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: stack
 stack: $(READY)
-	@echo "stack: $(STACK) ($(WHY))" >&2
+	@echo $(call quoted,stack: $(STACK) ($(WHY))) >&2
 
 setup: $(READY)  ## install everything into .venv (about 6 GB, most of it torch with its CUDA libraries)
 
@@ -53,7 +62,7 @@ prices: $(READY)  ## fill infra/prices.json in from Azure's public price list
 	$(PY) -m infra.cost --refresh
 
 up: stack  ## create or update the stack's resources
-	$(RUN) -m infra.environment up --stack $(STACK) --config $(CONFIG) $(if $(LOCAL),--yes)
+	$(RUN) -m infra.environment up --stack $(STACK) $(if $(BRANCH),--branch $(call quoted,$(BRANCH))) $(if $(TTL),--ttl $(TTL)) $(if $(TEMPLATE),--template $(TEMPLATE)) --config $(CONFIG) $(if $(LOCAL)$(YES),--yes)
 
 data: $(DATA)/card.json $(if $(filter local,$(RECIPE)),$(DATA)/base-model/config.json)  ## prepare the recipe's data
 
@@ -73,8 +82,22 @@ chat: stack  ## ask the endpoint: make chat Q="…"; Q= (empty) opens a session
 	$(RUN) -m flow.chat --stack $(STACK) $(if $(Q),"$(Q)")
 
 down: stack  ## remove the endpoint, the stack and all it holds; locally stop the emulator too
-	$(RUN) -m infra.environment down --stack $(STACK) --config $(CONFIG) $(if $(LOCAL),--yes)
-	$(if $(LOCAL),$(PY) -m emulator stop)
+	$(RUN) -m infra.environment down --stack $(STACK) $(if $(BRANCH),--branch $(call quoted,$(BRANCH))) --config $(CONFIG) $(if $(LOCAL)$(YES),--yes)
+	$(if $(BRANCH),,$(if $(LOCAL),$(PY) -m emulator stop))
+
+.PHONY: branch
+branch:
+	@test -n $(call quoted,$(BRANCH)) || { printf 'error: no branch is named\n  next: make $(firstword $(MAKECMDGOALS)) BRANCH=feat/x\n' >&2; exit 2; }
+
+env-up: branch up  ## an environment for a branch: make env-up BRANCH=feat/x TTL=24
+
+env-down: branch down  ## remove the environment of a branch
+
+env-list: $(READY)  ## the environments, with branch and expiry
+	$(RUN) -m infra.environment list
+
+reap: $(READY)  ## list what has expired or lost its branch; with YES=1 remove it
+	$(RUN) -m infra.environment reap $(if $(YES),--yes)
 
 status: stack  ## what the endpoint serves
 	$(RUN) -m deployment.status --stack $(STACK)
