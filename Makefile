@@ -48,6 +48,7 @@ $(READY): requirements.lock pyproject.toml setup.sh
 
 lock: $(READY)  ## resolve the dependencies again
 	$(PY) -m uv pip compile -q --universal --python-version 3.11 --generate-hashes --all-extras pyproject.toml -o requirements.lock --custom-compile-command "make lock"
+	$(PY) -m uv pip compile -q --universal --python-version 3.11 --generate-hashes -c requirements.lock --excludes training/environment/in-the-image.txt training/environment/requirements.in -o training/environment/requirements.txt --custom-compile-command "make lock"
 
 demo: $(READY)  ## the whole loop on this machine: infrastructure, data, train, register, deploy, chat, tear down
 	@$(PY) demo.py
