@@ -19,7 +19,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Host, Mount, Route, Router
 
-from emulator.arm.operations import Operations
 from emulator.arm.resources import Arm, error_response
 from emulator.arm.rights import Rights
 from emulator.arm.schema import ArmError
@@ -57,7 +56,7 @@ class Emulator:
         self.jobs = JobRunner(home, state, blobs, **ports)
         self.deployments = DeploymentRunner(home, state, blobs, **ports)
         arm = Arm(state, entra)
-        operations = Operations(arm)
+        operations = arm.operations
         SoftDeleted(arm)
         Rights(arm, entra)
         workspaces = Workspaces(arm, operations, blobs)
@@ -89,13 +88,14 @@ class Emulator:
 
     def _connect_deletions(self, arm: Arm) -> None:
         kinds = "Microsoft.MachineLearningServices/workspaces"
-        running: set[asyncio.Task[None]] = set()
+        running: set[asyncio.Future[None]] = set()
 
-        def later(work: Callable[[str], Awaitable[None]]) -> Callable[[dict[str, Any]], None]:
-            def hook(body: dict[str, Any]) -> None:
+        def later(work: Callable[[str], Awaitable[None]]) -> Callable[[dict[str, Any]], asyncio.Future[None]]:
+            def hook(body: dict[str, Any]) -> asyncio.Future[None]:
                 task = asyncio.ensure_future(work(body["id"]))
                 running.add(task)
                 task.add_done_callback(running.discard)
+                return task
 
             return hook
 
