@@ -2,117 +2,162 @@
 
     python -m training.evaluate --model outputs/model --eval data/eval.jsonl --baseline data/base-model
 
-The measure is the mean negative log likelihood in nats over every token that the assistant says, `<|end|>` included
-(the trainer's own `eval_loss` is a mean of batch means, which depends on the batch size).
+Measured are the mean negative log likelihood in nats over every token that the assistant says, `<|end|>` included, on
+the held-out file and on a second domain, where a model shows what it forgot; and replies to fixed prompts. The files
+`metrics.json`, `samples.md`, `samples.json` and `evaluation.png` are written to `--out`. training/gate.py decides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from infra import cli
 from infra.cli import REFUSED, WRONG_USE, UserError
+from training import samples
 from training.dataset import read_conversations
-from training.prompt import IGNORED, Message, encode_conversation
+from training.gate import Limits, Verdict, judge
+from training.likelihood import Encoded, Likelihood, encode_all, gain, interval, likelihood
+from training.prompt import Message
+from training.samples import Prompt, Reply, prompts_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Encoded: TypeAlias = tuple[list[int], list[int]]
-"""Token ids and labels of one conversation."""
+__all__ = ["Encoded", "Likelihood", "Verdict", "encode_all", "judge", "likelihood", "load_model"]
 
-BATCH_TOKENS = 2048
-DEFAULT_MIN_GAIN = 0.02
-
-
-@dataclass(frozen=True)
-class Likelihood:
-    """Nats per assistant token, and over how many tokens."""
-
-    nll: float
-    tokens: int
+SECOND_DOMAIN = Path(__file__).parent / "data" / "second-domain.jsonl"
+ADAPTER_FILE = "adapter_config.json"
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Whether a model may be deployed, and the sentence that says why."""
+class Questions:
+    """What every model is asked. `second`: conversations of another domain, none where there is no such file."""
 
-    approved: bool
-    reason: str
+    held_out: Sequence[Sequence[Message]]
+    second: Sequence[Sequence[Message]] = ()
 
-
-def encode_all(tokenizer: Any, conversations: Sequence[Sequence[Message]], max_length: int | None) -> list[Encoded]:
-    """Ids and labels of each conversation, cut at `max_length`; without those that have no assistant's token."""
-    rows = []
-    for conversation in conversations:
-        ids, labels = encode_conversation(tokenizer, conversation)
-        if any(label != IGNORED for label in labels[1:max_length]):
-            rows.append((ids[:max_length], labels[:max_length]))
-    return rows
+    @property
+    def prompts(self) -> list[Prompt]:
+        return prompts_of(self.held_out)
 
 
-def likelihood(model: PreTrainedModel, rows: Sequence[Encoded]) -> Likelihood:
-    """The token-weighted likelihood of what the assistant says, whatever the batches. Leaves `model` in eval mode."""
+@dataclass(frozen=True)
+class Measured:
+    """What one model answered."""
+
+    held_out: Likelihood
+    second: Likelihood | None
+    replies: tuple[Reply, ...]
+
+
+def measure(model: PreTrainedModel, tokenizer: Any, questions: Questions, max_length: int | None = None) -> Measured:
+    """Measure a model that is loaded; it stays in eval mode. On a GPU the arithmetic is bfloat16.
+
+    Raises:
+        UserError: no held-out conversation has a reply within `max_length` tokens.
+        ValueError: a conversation that cannot be turned into tokens.
+    """
     import torch
 
-    model.train(False)
-    total, count = 0.0, 0
-    for batch in _batches(rows):
-        ids, labels, mask = _padded(batch)
-        with torch.no_grad():
-            logits = model(
-                input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False
-            ).logits[:, :-1]
-        targets = labels[:, 1:].to(model.device)
-        total += torch.nn.functional.cross_entropy(
-            logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
-        ).item()
-        count += int((targets != IGNORED).sum())
-    return Likelihood(nll=total / max(count, 1), tokens=count)
+    rows = encode_all(tokenizer, questions.held_out, max_length)
+    second = encode_all(tokenizer, questions.second, max_length)
+    if not rows:
+        raise UserError("no held-out conversation has a reply that can be measured")
+    with torch.autocast("cuda", torch.bfloat16) if model.device.type == "cuda" else nullcontext():
+        return Measured(
+            likelihood(model, rows),
+            likelihood(model, second) if second else None,
+            tuple(samples.replies(model, tokenizer, questions.prompts)),
+        )
 
 
-def _batches(rows: Sequence[Encoded]) -> Iterator[list[Encoded]]:
-    """Rows of like length together, about BATCH_TOKENS a batch."""
-    batch: list[Encoded] = []
-    for row in sorted(rows, key=lambda row: len(row[0])):
-        if batch and (len(batch) + 1) * len(row[0]) > BATCH_TOKENS:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
+def compare(before: Measured | None, after: Measured, limits: Limits) -> tuple[dict[str, Any], Verdict]:
+    """The metrics of a model, beside its base model's if that was measured, and the gate's verdict.
 
-
-def _padded(batch: Sequence[Encoded]) -> tuple[Any, Any, Any]:
-    """Ids, labels and attention mask, each a tensor of (rows, longest row), padded on the right."""
-    import torch
-
-    shape = (len(batch), max(len(ids) for ids, _ in batch))
-    ids, mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
-    labels = torch.full(shape, IGNORED)
-    for row, (row_ids, row_labels) in enumerate(batch):
-        ids[row, : len(row_ids)] = torch.tensor(row_ids)
-        labels[row, : len(row_ids)] = torch.tensor(row_labels)
-        mask[row, : len(row_ids)] = 1
-    return ids, labels, mask
-
-
-def judge(before: float, after: float, min_gain: float) -> Verdict:
-    """The gate: the loss must fall by `min_gain` nats at least. A loss that is no number is refused."""
-    gain = before - after
-    approved = gain >= min_gain  # False for NaN
-    return Verdict(
-        approved,
-        f"the held-out loss went from {before:.3f} to {after:.3f} nats: a gain of {gain:.3f}, "
-        f"{min_gain:g} {'was' if approved else 'would be'} needed",
+    Raises:
+        ValueError: the two were not measured on the same conversations.
+    """
+    metrics = {**_figures("eval", after.held_out), **samples.summary(after.replies)}
+    if after.second:
+        metrics |= _figures("second", after.second)
+    if before is None:
+        return metrics, Verdict(False, "there is no --baseline to compare with")
+    gained = gain(before.held_out, after.held_out)
+    on_second = gain(before.second, after.second) if before.second and after.second else None
+    metrics |= _figures("eval", before.held_out, "_before")
+    metrics |= {"eval_gain": gained.nats, "eval_gain_error": gained.error}
+    metrics |= {f"{name}_before": value for name, value in samples.summary(before.replies).items() if name != "samples"}
+    if before.second and on_second:
+        metrics |= {**_figures("second", before.second, "_before"), "forgetting": 0.0 - on_second.nats}
+    verdict = judge(
+        before.held_out.nll,
+        after.held_out.nll,
+        limits.min_gain,
+        error=gained.error,
+        forgetting=on_second,
+        max_forgetting=limits.max_forgetting,
+        degenerate=(int(metrics["degenerate_samples"]), len(after.replies)),
     )
+    return {name: _short(value) for name, value in metrics.items()}, verdict
+
+
+def _figures(domain: str, found: Likelihood, suffix: str = "") -> dict[str, float]:
+    low, high = interval(found)
+    return {
+        f"{domain}_loss{suffix}": found.nll,
+        f"{domain}_loss_low{suffix}": low,
+        f"{domain}_loss_high{suffix}": high,
+        f"{domain}_perplexity{suffix}": found.perplexity,
+        **({} if suffix else {f"{domain}_tokens": found.tokens, f"{domain}_conversations": len(found.parts)}),
+    }
+
+
+def _short(value: float) -> float | None:
+    """Rounded; None for what JSON cannot say (an infinite or undefined figure)."""
+    if isinstance(value, int):
+        return value
+    return round(value, 6) if abs(value) < float("inf") else None
+
+
+def write(
+    folder: Path, metrics: Mapping[str, Any], questions: Questions, before: Measured | None, after: Measured
+) -> None:
+    """The four files of an evaluation. Raises UserError if the folder cannot be written."""
+    from training.evaluation_plot import draw
+
+    prompts = questions.prompts
+    then = list(before.replies) if before else None
+    rows = [
+        {
+            "messages": list(map(dict, prompt.messages)),
+            "reference": prompt.reference,
+            **({"before": then[number].as_dict()} if then else {}),
+            "after": after.replies[number].as_dict(),
+        }
+        for number, prompt in enumerate(prompts)
+    ]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        (folder / "samples.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / "samples.md").write_text(samples.as_markdown(prompts, then, after.replies), encoding="utf-8")
+        draw(folder / "evaluation.png", metrics)
+    except OSError as error:
+        raise UserError(f"cannot write the evaluation to {folder}: {error.strerror}") from None
 
 
 def load_model(folder: str, **options: Any) -> tuple[PreTrainedModel, Any]:
-    """Model and tokenizer of a folder or a hub name. Raises UserError if they cannot be loaded."""
+    """Model and tokenizer of a folder or a hub name; a folder may hold an adapter, whose base model is then loaded too.
+
+    Raises:
+        UserError: they cannot be loaded.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -123,41 +168,89 @@ def load_model(folder: str, **options: Any) -> tuple[PreTrainedModel, Any]:
             code=WRONG_USE,
         )
     try:
-        return AutoModelForCausalLM.from_pretrained(folder, **options), AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(folder, **options)
+        return model, AutoTokenizer.from_pretrained(_tokenizer_folder(folder))
+    except ImportError:
+        raise UserError(
+            f"{folder} holds an adapter, which needs the package peft",
+            next_command="python -m pip install peft   (or give the merged model's folder)",
+        ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load the model {folder}: {str(error).splitlines()[0]}") from None
 
 
-def measure(folder: str, eval_file: Path) -> Likelihood:
-    """The likelihood of a file's conversations under a model. Raises UserError if either cannot be used."""
-    conversations = read_conversations(eval_file)
+def _tokenizer_folder(folder: str) -> str:
+    """An adapter's folder holds no tokenizer, but its base model's does."""
+    file = Path(folder) / ADAPTER_FILE
+    if not file.is_file() or (Path(folder) / "tokenizer_config.json").is_file():
+        return folder
+    return str(json.loads(file.read_text())["base_model_name_or_path"])
+
+
+def measure_folder(folder: str, questions: Questions) -> Measured:
+    """Load and measure a model, on the GPU where there is one. Raises UserError if it cannot be used."""
+    import torch
+
     model, tokenizer = load_model(folder, dtype="float32")
+    if torch.cuda.is_available():
+        model.to("cuda")  # type: ignore[arg-type]  # transformers' annotation takes no text
     try:
-        return likelihood(model, encode_all(tokenizer, conversations, model.config.max_position_embeddings))
+        return measure(model, tokenizer, questions, model.config.max_position_embeddings)
     except ValueError as error:
         raise UserError(f"cannot evaluate {folder}: {error}") from None
 
 
+def read_questions(held_out: Path, second: Path | None) -> Questions:
+    """Raises UserError if a file cannot be read or holds no conversation."""
+    return Questions(read_conversations(held_out), read_conversations(second) if second else ())
+
+
 def main(argv: list[str]) -> int:
-    parser = cli.parser("training.evaluate", "Measure a model on held-out conversations and compare it with its base.")
-    parser.add_argument("--model", required=True, metavar="DIR")
-    parser.add_argument("--eval", type=Path, required=True, metavar="FILE", help="held-out conversations (.jsonl)")
-    parser.add_argument(
-        "--baseline", metavar="DIR", help="the model it was trained from; without it nothing is approved"
-    )
-    parser.add_argument("--min-gain", type=float, default=DEFAULT_MIN_GAIN, metavar="NATS", help="default: %(default)s")
-    args = parser.parse_args(argv)
-    after = measure(args.model, args.eval)
-    metrics: dict[str, float] = {"eval_loss": after.nll, "eval_tokens": after.tokens}
-    if args.baseline is None:
-        verdict = Verdict(False, "there is no --baseline to compare with")
-    else:
-        before = measure(args.baseline, args.eval)
-        metrics["eval_loss_before"] = before.nll
-        verdict = judge(before.nll, after.nll, args.min_gain)
-    values = {"metrics": metrics, "approved": verdict.approved, "reason": verdict.reason}
+    args = _parser().parse_args(argv)
+    limits = _limits(args)
+    second = _second_domain(args.second_domain, limits)
+    questions = read_questions(args.eval, second)
+    before = measure_folder(args.baseline, questions) if args.baseline else None
+    after = measure_folder(args.model, questions)
+    metrics, verdict = compare(before, after, limits)
+    if args.out:
+        write(args.out, {**metrics, "approved": verdict.approved, "reason": verdict.reason}, questions, before, after)
+    values = {"metrics": metrics, "approved": verdict.approved, "reason": verdict.reason, "failed": verdict.failed}
     cli.result(values, as_json=args.json)
     return 0 if verdict.approved or args.baseline is None else REFUSED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = cli.parser("training.evaluate", "Measure a model on held-out conversations and compare it with its base.")
+    add = parser.add_argument
+    add("--model", required=True, metavar="DIR", help="a model's folder, or an adapter's")
+    add("--eval", type=Path, required=True, metavar="FILE", help="held-out conversations (.jsonl)")
+    add("--baseline", metavar="DIR", help="the model it was trained from; without it nothing is approved")
+    add("--second-domain", type=Path, metavar="FILE", help="conversations of another kind (default: the shipped ones)")
+    add("--recipe", metavar="NAME_OR_FILE", help="whose gate counts (default: the one that lies in --model)")
+    add("--min-gain", type=float, metavar="NATS", help="instead of the recipe's gate_min_gain")
+    add("--out", type=Path, metavar="DIR", help="write metrics.json, samples.md, samples.json and evaluation.png here")
+    return parser
+
+
+def _limits(args: argparse.Namespace) -> Limits:
+    """The recipe's that was named, else of the one that the job saved with the model, else the defaults."""
+    from training import recipe as recipes
+
+    saved = Path(args.model) / "recipe.yaml"
+    source = args.recipe or (str(saved) if saved.is_file() else None)
+    limits = Limits()
+    if source:
+        job = recipes.load(source).job
+        limits = Limits(job.gate_min_gain, job.gate_max_forgetting)
+    return limits if args.min_gain is None else Limits(args.min_gain, limits.max_forgetting)
+
+
+def _second_domain(given: Path | None, limits: Limits) -> Path | None:
+    """The file to measure forgetting on. A recipe that does not judge it does not need one."""
+    if given is None and limits.max_forgetting is None:
+        return None
+    return given or SECOND_DOMAIN
 
 
 if __name__ == "__main__":

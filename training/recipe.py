@@ -81,12 +81,15 @@ class JobChoice:
     `compute`: `gpu` is the stack's GPU cluster, `cpu` its CPU cluster, `any` the CPU cluster where there is one, else
     the GPU cluster. `process_count_per_instance`: 0 is one for each GPU of a node, or one without GPUs.
     `gate_min_gain` is in nats: by how much the loss on the held-out file must fall for the model to be approved.
+    `gate_max_forgetting` too: by how much it may rise on the second domain; null where that means nothing, as for a
+    model that began with random weights.
     `cpu_threads`: of torch, in each process; 0 leaves the number to torch.
     `checkpoint_minutes`: between two checkpoints at most, besides `save_steps`; 0 leaves it to them.
     `baseline`: accept settings that are known to be bad, because the recipe is there to be compared with.
     """
 
     gate_min_gain: float
+    gate_max_forgetting: float | None = 0.05
     compute: str = "gpu"
     environment: str = "training/environment"
     instance_count: int = 1
