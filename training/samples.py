@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 PROMPTS = 12
 NEW_TOKENS = 64
+LONGEST = 2000
+"""Characters of a prompt that a reader still reads; longer ones are taken only where there are no others."""
 FEWEST_TRIGRAMS = 12
 """A shorter reply is not called repetitive."""
 REPETITIVE = 0.35
@@ -52,16 +54,23 @@ class Prompt:
     messages: tuple[Message, ...]
     reference: str
 
+    @property
+    def length(self) -> int:
+        """In characters."""
+        return sum(len(message["content"]) for message in self.messages)
+
 
 def prompts_of(conversations: Sequence[Sequence[Message]], count: int = PROMPTS) -> list[Prompt]:
     """The beginnings of `count` conversations, or of all if there are fewer; always the same for the same file."""
-    step = max(len(conversations) / count, 1)
-    chosen = [conversations[int(number * step)] for number in range(min(count, len(conversations)))]
-    found = []
-    for conversation in chosen:
-        first = next(n for n, message in enumerate(conversation) if message["role"] == "assistant")
-        found.append(Prompt(tuple(conversation[:first]), conversation[first]["content"]))
-    return found
+    prompts = [_prompt(conversation) for conversation in conversations]
+    short = [prompt for prompt in prompts if prompt.length <= LONGEST] or prompts
+    step = max(len(short) / count, 1)
+    return [short[int(number * step)] for number in range(min(count, len(short)))]
+
+
+def _prompt(conversation: Sequence[Message]) -> Prompt:
+    first = next(n for n, message in enumerate(conversation) if message["role"] == "assistant")
+    return Prompt(tuple(conversation[:first]), conversation[first]["content"])
 
 
 def distinct_3(ids: Sequence[int]) -> float:

@@ -17,14 +17,13 @@ import argparse
 import json
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra import cli
 from infra.cli import REFUSED, WRONG_USE, UserError
-from training import attention, hardware, lora, model_card, packing, plan, ranks, saving, tracking
+from training import attention, hardware, job_evaluation, lora, model_card, packing, plan, ranks, saving, tracking
 from training import recipe as recipes
 from training.base_model import load_weights, read_shape, read_tokenizer
 from training.checkpoints import (
@@ -37,7 +36,9 @@ from training.checkpoints import (
     step_of,
 )
 from training.dataset import file_hash
-from training.evaluate import Encoded, Likelihood, Verdict, judge, likelihood
+from training.evaluate import Measured, compare, write
+from training.gate import Limits, Verdict
+from training.job_evaluation import Asked
 from training.keeper import keeping
 from training.plan import Plan
 from training.ranks import say
@@ -75,7 +76,7 @@ class Ready:
 
     tokenizer: Any
     dataset: Any
-    held_out: list[Encoded]
+    asked: Asked
     plan: Plan
 
 
@@ -94,17 +95,11 @@ def train(job: Job) -> dict[str, Any]:
     for line in ready.plan.lines():
         say(line)
     ran = saving.trained_before(job.output, job.identity) or learn(job, ready)
-    after = held_out(load_saved(job, ready), ready)
-    verdict = judge(ran["before"], after.nll, job.recipe.job.gate_min_gain)
-    metrics = {
-        "eval_loss_before": round(ran["before"], 6),
-        "eval_loss": round(after.nll, 6),
-        "eval_tokens": after.tokens,
-        **ran["speed"],
-        "approved": verdict.approved,
-        "reason": verdict.reason,
-    }
-    finish(job, metrics)
+    before, after = job_evaluation.recalled(ran["before"]), job_evaluation.measured(load_saved(job, ready), ready.asked)
+    gate = job.recipe.job
+    found, verdict = compare(before, after, Limits(gate.gate_min_gain, gate.gate_max_forgetting))
+    metrics = {**found, **ran["speed"], "approved": verdict.approved, "reason": verdict.reason}
+    finish(job, ready, metrics, before, after)
     _say_verdict(verdict)
     return metrics
 
@@ -136,18 +131,19 @@ def get_ready(job: Job) -> Ready:
     chosen = attention.choose(job.recipe.model.attn_implementation, packed="seq_lengths" in dataset.column_names)
     nodes = ranks.processes() // per_node
     made = plan.make(schedule, hardware.detect(per_node), chosen, nodes=nodes, price=job.price)
-    return Ready(tokenizer, dataset, held_out, made)
+    asked = job_evaluation.asked(tokenizer, job.eval, held_out, job.recipe, made.settings.autocast.value)
+    return Ready(tokenizer, dataset, asked, made)
 
 
 def learn(job: Job, ready: Ready) -> dict[str, Any]:
     """Train, and save what was trained; returns what is known of the run, as it is noted beside the model."""
     model = load_weights(job.model, ready.plan)
-    before = held_out(model, ready)
-    say(f"held-out loss before: {before.nll:.4f} nats per token ({before.tokens} tokens)")
+    before = job_evaluation.measured(model, ready.asked)
+    say(f"held-out loss before: {before.held_out.nll:.4f} nats per token ({before.held_out.tokens} tokens)")
     trainer = make_trainer(ready.plan, model, ready.tokenizer, ready.dataset, job.output / CHECKPOINTS)
     trainer.add_callback(tracking.progress())
     speed = run(trainer, job.output, ready.plan)
-    ran = {"run": job.identity, "before": before.nll, "speed": speed}
+    ran = {"run": job.identity, "before": job_evaluation.noted(before), "speed": speed}
     saving.save(trainer, ready.tokenizer, job.recipe, job.model, job.output, ran)
     saving.forget(trainer)
     say(f"saved to {job.output}")
@@ -191,25 +187,10 @@ def load_saved(job: Job, ready: Ready) -> PreTrainedModel | None:
     return load_weights(str(job.output), ready.plan, trained=True)
 
 
-def held_out(model: PreTrainedModel | None, ready: Ready) -> Likelihood:
-    """The likelihood of the held-out conversations, each process that has a model measuring a share of them."""
-    import torch
-
-    sharing = int(ranks.added(float(model is not None))[0])
-    share = ready.held_out[ranks.rank() :: sharing] if model is not None else []
-    if model is None or not share:
-        part = Likelihood(0.0, 0)
-    else:
-        bf16 = ready.plan.settings.autocast.value
-        with torch.autocast(model.device.type, torch.bfloat16) if bf16 else nullcontext():
-            part = likelihood(model, share)
-    nats, tokens = ranks.added(part.nll * part.tokens, part.tokens)
-    return Likelihood(nats / tokens, int(tokens))
-
-
-def finish(job: Job, metrics: Mapping[str, Any]) -> None:
+def finish(job: Job, ready: Ready, metrics: Mapping[str, Any], before: Measured, after: Measured) -> None:
     """Write what is known at the end; the marker last."""
     if ranks.is_first():
+        write(job.output, metrics, ready.asked.questions, before, after)
         model_card.write_card(job.output, job.recipe, job.model, job.identity, metrics)
         mark_complete(job.output, job.identity, metrics)
     ranks.wait()
