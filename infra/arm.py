@@ -55,7 +55,7 @@ class Arm:
         try:
             token = credential.get_token(f"{ARM}/.default").token
         except ClientAuthenticationError as error:
-            raise NotSignedIn(error.message.strip().splitlines()[0]) from None
+            raise NotSignedIn(error.message.strip()) from None
         return cls(pipeline(credential), _claims(token))
 
     # --- reading ----------------------------------------------------------------------------------------------------

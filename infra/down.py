@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,18 +35,10 @@ def take_down(workspace: LocalWorkspace, rows: list[StackSummary], arguments: ar
         return {"stack": target.stack, "gone": [], "reserved": []}
     if not arguments.yes:
         ask(f"remove {target.stack} with everything in it?")
-    removed = found.run()
-    for line in removed.gone:
+    proof = found.run()
+    for line in proof.gone:
         say(f"gone: {line}")
-    return {"stack": target.stack, "gone": removed.gone, "reserved": removed.reserved}
-
-
-@dataclass
-class Removed:
-    """What is `gone`, proved, and the names that stay `reserved` until a time."""
-
-    gone: list[str] = field(default_factory=list)
-    reserved: list[dict[str, str]] = field(default_factory=list)
+    return {"stack": target.stack, "gone": proof.gone, "reserved": proof.reserved}
 
 
 @dataclass(frozen=True)
@@ -82,9 +74,9 @@ class Down:
         lines += [f"delete a role assignment outside of it, in {group_of(one)}" for one in held.outside]
         return [*lines, f"remove the stack {self.stack} ({held.resources} resources)"]
 
-    def run(self) -> Removed:
+    def run(self) -> removal.Proof:
         """Remove it all. Every step looks first, so a `run` that was cut off is done again from its start."""
-        removed = Removed()
+        proof = removal.Proof()
         if self.arm:
             removal.empty(self.arm, self.holdings, self.stack)
         else:
@@ -94,11 +86,10 @@ class Down:
         if self.arm:
             tags = {"project": stack_config.project_name(), "stack": self.stack}
             proof = removal.verify(self.arm, self.holdings, tags)
-            removed = Removed(proof.gone, proof.reserved)
         self._forget_config()
         self.workspace.remove_stack(self.name, preserve_config=True)  # the file may be a user's own
-        removed.gone += [f"stack {self.stack}", *forget_file(self.stack)]
-        return removed
+        proof.gone += [f"stack {self.stack}", *forget_file(self.stack)]
+        return proof
 
     def _destroy(self) -> None:
         from pulumi.automation import Stack

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -95,18 +96,27 @@ def tags_of(config: Mapping[str, Any], project: str) -> dict[str, str]:
     return {tag: value for tag, value in tags.items() if value}
 
 
+def subscriptions(names: Iterable[str]) -> dict[str, str | None]:
+    """Where each stack is, by its file or else by what Pulumi's provider falls back on, which is asked for once."""
+    from infra.preflight_azure import subscription_id
+
+    fallback = os.environ.get("ARM_SUBSCRIPTION_ID") or subscription_id(stack_config.TEMPLATE)[0]
+    project, key = stack_config.project_name(), "azure-native:subscriptionId"
+    return {name: stack_config.config_in(stack_config.own_file(name), project).get(key) or fallback for name in names}
+
+
 def look(rows: list[StackSummary]) -> list[Environment]:
     """As much as can be known: without a login, what the files say."""
     from infra.arm import NotSignedIn
-    from infra.preflight_azure import subscription_id
 
     groups: list[dict[str, Any]] = []
     try:
         arm = Arm.sign_in()
-        for subscription in sorted({one for row in rows if (one := subscription_id(stacks.plain(row.name))[0])}):
+        found = set(subscriptions(stacks.plain(row.name) for row in rows).values())
+        for subscription in sorted(filter(None, found)):
             groups += groups_of(arm, subscription, stack_config.project_name())
     except (NotSignedIn, Refused) as error:
-        say(f"note: Azure was not asked ({error}); branch and expiry are what the files here say")
+        say(f"note: Azure was not asked ({str(error).splitlines()[0]}); branch and expiry are what the files here say")
     return environments(rows, groups)
 
 

@@ -53,18 +53,13 @@ def reason(environment: Environment, heads: set[str] | None, now: datetime) -> s
 
 def survey(workspace: LocalWorkspace, rows: list[StackSummary], template: str, now: datetime) -> Survey:
     """Look at every stack but the template, and at every group of the project."""
-    from infra.preflight_azure import subscription_id
-
     arm, heads = removal.sign_in(), branches.heads_of_origin()
     if heads is None:
         say("note: there is no remote `origin` that answers, so only expiry counts")
-    held: dict[str, Holdings] = {}
-    subscriptions = {subscription_id(template)[0]}
-    for row in rows:
-        subscriptions.add(default := subscription_id(stacks.plain(row.name))[0])
-        held[row.name] = stacks.holdings_of(workspace, row.name, default)
-        subscriptions |= {subscription_of(one) for one in held[row.name].groups}
-    groups = [group for one in sorted(filter(None, subscriptions)) for group in _groups(arm, one)]
+    places = listing.subscriptions([template, *(stacks.plain(row.name) for row in rows)])
+    held = {row.name: stacks.holdings_of(workspace, row.name, places[stacks.plain(row.name)]) for row in rows}
+    used = {subscription_of(group) for one in held.values() for group in one.groups} | {*places.values()}
+    groups = [group for one in sorted(filter(None, used)) for group in _groups(arm, one)]
     others = [row for row in rows if stacks.plain(row.name) != template]
     found = [_environment(workspace, row, held[row.name], arm, groups) for row in others]
     known = {group.lower() for one in held.values() for group in one.groups}

@@ -38,7 +38,8 @@ def sign_in() -> Arm:
     try:
         return Arm.sign_in()
     except NotSignedIn as error:
-        raise UserError(f"nobody is signed in to Azure: {error}", next_command="az login") from None
+        first = str(error).splitlines()[0]
+        raise UserError(f"nobody is signed in to Azure: {first}", next_command="az login") from None
 
 
 @dataclass(frozen=True)

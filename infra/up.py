@@ -141,6 +141,8 @@ def bring_up(workspace: LocalWorkspace, rows: list[StackSummary], arguments: arg
         raise
     if draft.is_new_file:
         say(f"wrote {draft.path.name}, the settings of the stack")
+    if target.row is None:
+        _tell_unpushed(target.branch)
     outputs = _up(stack, refresh=_is_stale(workspace, target))
     say(f"wrote {outputs.write_config(arguments.config).name} for MLClient.from_config()")
     _tell_lifetime(target, outputs)
@@ -154,14 +156,15 @@ def _up(stack: Stack, *, refresh: bool) -> StackOutputs:
 
 
 def _tell_lifetime(target: Target, outputs: StackOutputs) -> None:
-    expires = branches.moment(outputs.expires_on)
-    if expires is None:
-        return
-    now = datetime.now(UTC)
-    told = (
-        f"expired {branches.relative(expires, now)}" if expires <= now else f"expires {branches.relative(expires, now)}"
-    )
-    say(f"{target.stack} {told} ({outputs.expires_on}); `up --ttl HOURS` counts anew from then on")
+    if expires := branches.moment(outputs.expires_on):
+        when = branches.relative(expires, datetime.now(UTC))
+        say(f"{target.stack} expires {when} ({outputs.expires_on}); `up --ttl HOURS` counts anew from then on")
+
+
+def _tell_unpushed(branch: str) -> None:
+    heads = branches.heads_of_origin() if branch and not branches.is_pull_request(branch) else None
+    if heads is not None and branch not in heads:
+        say(f"note: origin has no branch {branch}, so to everybody's `reap` it is gone; push it")
 
 
 def preview(stack: Stack, *, quietly: bool = False) -> tuple[dict[str, int], list[EngineEvent]]:
@@ -203,18 +206,17 @@ def _ask_doctor(stack: str) -> None:
     from infra import preflight
 
     findings = list(preflight.examine(stack))
-    for one in findings:
-        if one.level == "warning":
-            say(f"warning: {one.what}\n  why: {one.why}\n  repair: {one.repair}")
-    blocking = [one for one in findings if one.level == "blocking"]
-    if blocking:
-        told = "".join(f"\n  {one.check}: {one.what}\n    why: {one.why}\n    repair: {one.repair}" for one in blocking)
-        raise UserError(
-            f"nothing was created, because it would fail:{told}",
-            next_command="repair it, and run the same command again",
-            code=REFUSED,
-        )
-    say(f"the doctor found nothing that would fail ({len(findings)} findings: make doctor)")
+    telling = [one for one in findings if one.level in ("warning", "blocking")]
+    if not any(one.level == "blocking" for one in telling):
+        for line in preflight.lines(telling) if telling else ["the doctor found nothing that would fail"]:
+            say(line)
+        return
+    told = "\n".join(preflight.lines(one for one in telling if one.level == "blocking"))
+    raise UserError(
+        f"nothing was created, because it would fail:\n{told}",
+        next_command="repair it, and run the same command again",
+        code=REFUSED,
+    )
 
 
 def _is_stale(workspace: LocalWorkspace, target: Target) -> bool:
