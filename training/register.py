@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 MODEL_OUTPUT, REPORT_OUTPUT = "model", "report"
 NAME_TAG, JOB_TAG, APPROVED_TAG = "registered_name", "job", "approved"
-LOSSES = ("eval_loss_before", "eval_loss")
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,8 @@ class Registered:
 def register(client: MLClient, job: str, lineage: Mapping[str, str], metrics: Mapping[str, Any]) -> Registered:
     """Register the output `model` of a finished job as a custom model; the job's existing version if it has one.
 
-    `lineage` are the tags that `training.submit` gave the job (stack, recipe, data, base model, registered name).
-    All tags are strings: Azure ML knows no other.
+    `lineage` are the tags that `training.submit` gave the job (stack, recipe, data, base model, code, registered name);
+    the metrics are added. All tags are strings: Azure ML knows no other.
 
     Raises:
         UserError: Azure ML refuses the registration.
@@ -58,7 +57,7 @@ def register(client: MLClient, job: str, lineage: Mapping[str, str], metrics: Ma
         return existing
     tags = {key: value for key, value in lineage.items() if key != NAME_TAG}
     tags |= {JOB_TAG: job, APPROVED_TAG: str(bool(metrics.get("approved"))).lower()}
-    tags |= {loss: f"{metrics[loss]:.6f}" for loss in LOSSES if loss in metrics}
+    tags |= metric_tags(metrics)
     model = Model(name=name, path=f"azureml://jobs/{job}/outputs/{MODEL_OUTPUT}", type="custom_model", tags=tags)
     try:
         made = client.models.create_or_update(model)
@@ -68,6 +67,12 @@ def register(client: MLClient, job: str, lineage: Mapping[str, str], metrics: Ma
             next_command=f"python -m training.register --job {job}",
         ) from None
     return Registered(name, str(made.version), tags[APPROVED_TAG] == "true")
+
+
+def metric_tags(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """The numbers among a job's metrics, as texts."""
+    numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
+    return {key: f"{value:.6g}" for key, value in numbers.items() if not isinstance(value, bool)}
 
 
 def registered_version(client: MLClient, name: str, job: str) -> Registered | None:
@@ -114,15 +119,15 @@ def main(argv: list[str]) -> int:
     add_stack_options(parser)
     args = parser.parse_args(argv)
     client = ml_client(load_outputs(stack=args.stack, file=args.outputs))
-    job = _finished(client, args.job)
+    job = finished(client, args.job)
     metrics = read_metrics(client, args.job)
     made = register(client, args.job, job, metrics)
     cli.result({"model": str(made), "approved": made.approved, "metrics": metrics}, as_json=args.json)
     return 0
 
 
-def _finished(client: MLClient, name: str) -> dict[str, str]:
-    """The lineage tags of a finished training job. Raises UserError for any other job."""
+def finished(client: MLClient, name: str) -> dict[str, str]:
+    """The lineage tags of a completed training job. Raises UserError for any other job."""
     from azure.core.exceptions import ResourceNotFoundError
 
     try:
