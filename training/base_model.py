@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.cli import WRONG_USE, UserError
-from training import ranks
+from training import lora, ranks
 from training import recipe as recipes
 from training.estimate import Shape, shape_of
+from training.mishaps import is_memory_full
 from training.prompt import stop_ids
 from training.recipe import Recipe
 
@@ -18,6 +20,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from training.plan import Plan
+
+HASHED_BYTES = 16 * 2**20
+
+
+def identity_of(name: str, recipe: Recipe) -> str:
+    """A short text that differs for another base model: a hub's name and revision, or a hash of a folder's files.
+
+    Of a large file only the beginning is read, where safetensors lists what it holds, and its size.
+    """
+    if not Path(name).is_dir():
+        return f"{name}@{recipe.model.model_revision}"
+    digest = hashlib.sha256()
+    for path in sorted(path for path in Path(name).iterdir() if path.is_file()):
+        with path.open("rb") as file:
+            digest.update(f"{path.name}\0{path.stat().st_size}\0".encode() + file.read(HASHED_BYTES))
+    return digest.hexdigest()[:16]
 
 
 def read_shape(name: str, recipe: Recipe) -> Shape:
@@ -52,25 +70,23 @@ def read_tokenizer(name: str, recipe: Recipe) -> Any:
     return tokenizer
 
 
-def load_weights(name: str, plan: Plan, *, trained: bool = False) -> PreTrainedModel:
-    """The model as the plan says, on the device of this process. One that is `trained` is loaded whole, in no case
-    quantised, as its users will.
+def load_weights(name: str, plan: Plan, *, whole: bool = False) -> PreTrainedModel:
+    """The model as the plan says, on the device of this process; `whole`: as its users will have it, to be measured.
 
     Raises:
         UserError: it cannot be loaded, or there is no memory for it.
     """
-    import torch
     from transformers import AutoModelForCausalLM, logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     recipe, settings = plan.schedule.recipe, plan.settings
     options: dict[str, Any] = {"dtype": settings.dtype.value, "attn_implementation": plan.attention.value}
-    if torch.cuda.is_available():
+    if plan.hardware.kind == "cuda":
         options["device_map"] = {"": ranks.local_rank()}
-    if recipe.model.load_in_4bit and not trained:
-        from training.lora import four_bit
-
-        options["quantization_config"] = four_bit(settings)
+    if recipe.model.load_in_4bit and not whole:
+        options["quantization_config"] = lora.four_bit(settings)
+    elif whole and plan.hardware.kind == "cuda":
+        options["dtype"] = recipe.model.save_dtype
     with _explained(name):
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name, **options, **revision(name, recipe))
     return model
@@ -87,3 +103,10 @@ def _explained(name: str) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load the model {name}: {str(error).splitlines()[0]}") from None
+    except (RuntimeError, MemoryError) as error:
+        if not is_memory_full(error):
+            raise
+        raise UserError(
+            f"out of memory while {name} was loaded",
+            next_command="end what else uses this device (nvidia-smi, free -h), or take a larger one",
+        ) from None

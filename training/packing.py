@@ -11,8 +11,8 @@ from typing import Any
 
 from infra.cli import UserError
 from training.dataset import read_conversations
-from training.evaluate import Encoded, encode_all
-from training.prompt import IGNORED, Message
+from training.likelihood import Encoded, encode_all
+from training.prompt import IGNORED
 from training.recipe import Recipe
 from training.schedule import Data
 
@@ -26,12 +26,10 @@ def encoded(tokenizer: Any, file: Path, recipe: Recipe) -> list[Encoded]:
     Raises:
         UserError: a conversation that cannot be turned into tokens, or none with a reply within `max_length`.
     """
-    conversations = read_conversations(file)
-    _raise_for_empty_replies(tokenizer, conversations, file)
     sft = recipe.sft
     max_length = None if sft.get("packing") and sft.get("packing_strategy") in WHOLE else sft.get("max_length")
     try:
-        rows = encode_all(tokenizer, conversations, max_length)
+        rows = encode_all(tokenizer, read_conversations(file), max_length)
     except ValueError as error:
         raise UserError(f"cannot turn the conversations of {file} into tokens: {error}") from None
     if not rows:
@@ -39,24 +37,6 @@ def encoded(tokenizer: Any, file: Path, recipe: Recipe) -> list[Encoded]:
     if sft.get("assistant_only_loss") is False:
         return [(ids, ids) for ids, _ in rows]
     return rows
-
-
-def _raise_for_empty_replies(tokenizer: Any, conversations: Sequence[Sequence[Message]], file: Path) -> None:
-    """A reply that is nothing but control tokens would teach the model to write their names."""
-    for number, conversation in enumerate(conversations, start=1):
-        for message in conversation:
-            text = str(message.get("content", ""))
-            if message.get("role") == "assistant" and text.strip() and not _without(tokenizer, text).strip():
-                raise UserError(
-                    f"{file}, line {number}: the reply {text.strip()!r} consists of control tokens only",
-                    next_command=f"remove that line from {file}, or give the assistant something to say",
-                )
-
-
-def _without(tokenizer: Any, text: str) -> str:
-    for token in tokenizer.added_tokens_encoder:
-        text = text.replace(token, "")
-    return text
 
 
 def prepared(rows: Sequence[Encoded], recipe: Recipe) -> Any:

@@ -7,9 +7,12 @@ LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT). Started by 
 from __future__ import annotations
 
 import os
+from typing import TypeVar
 
 from infra import cli
 from infra.cli import WRONG_USE, UserError
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -87,6 +90,17 @@ def added(*values: float) -> tuple[float, ...]:
     together = torch.tensor(values, dtype=torch.float64, device=device)
     torch.distributed.all_reduce(together)
     return tuple(together.tolist())
+
+
+def from_first(value: T) -> T:
+    """What the first process has, in all of them. It must be something that can be pickled."""
+    if processes() == 1:
+        return value
+    import torch.distributed
+
+    found = [value]
+    torch.distributed.broadcast_object_list(found, src=0)
+    return found[0]
 
 
 def end() -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from infra.cli import UserError
 from training import lora, ranks
 from training.base_model import revision
+from training.mishaps import explained
 from training.prompt import stop_ids
 from training.recipe import Recipe
 
@@ -37,8 +38,10 @@ def save(trainer: Any, tokenizer: Any, recipe: Recipe, base: str, output: Path, 
     """
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # sharded weights come together here
     if ranks.is_first():
-        _save_all(trainer, state, tokenizer, recipe, base, output)
-        (output / TRAINED_FILE).write_text(json.dumps(ran, indent=2) + "\n")
+        with explained(output, trainer):
+            _save_all(trainer, state, tokenizer, recipe, base, output)
+            sizes = {path.name: path.stat().st_size for path in output.glob("*.safetensors")}
+            (output / TRAINED_FILE).write_text(json.dumps({**ran, "files": sizes}, indent=2) + "\n")
     ranks.wait()
 
 
@@ -52,20 +55,25 @@ def _save_all(trainer: Any, state: Mapping[str, Any], tokenizer: Any, recipe: Re
         _save_model(model, state, tokenizer, recipe, output)
         (output / "recipe.yaml").write_text(recipe.as_yaml(), encoding="utf-8")
         _write_mlmodel(model, tokenizer, output)
-    except OSError as error:
+    except PermissionError as error:
         raise UserError(
             f"cannot write the model to {output}: {error.strerror}; the checkpoints are kept",
-            next_command="make room, then run the same command again",
+            next_command="make the folder writable, then run the same command again",
         ) from None
 
 
 def trained_before(output: Path, identity: Mapping[str, str]) -> dict[str, Any] | None:
-    """What an earlier start of the same job noted when its model was saved, or None."""
+    """What an earlier start of the same job noted when its model was saved, or None; the same for every process."""
+    return ranks.from_first(_trained_before(output, identity) if ranks.is_first() else None)
+
+
+def _trained_before(output: Path, identity: Mapping[str, str]) -> dict[str, Any] | None:
     try:
         ran: dict[str, Any] = json.loads((output / TRAINED_FILE).read_text())
-    except (OSError, ValueError):
+        whole = all((output / name).stat().st_size == size for name, size in ran["files"].items())
+    except (OSError, ValueError, KeyError):
         return None
-    return ran if ran.get("run") == identity else None
+    return ran if whole and ran["run"] == identity else None
 
 
 def forget(trainer: Any) -> None:

@@ -25,7 +25,7 @@ from infra import cli
 from infra.cli import REFUSED, WRONG_USE, UserError
 from training import attention, hardware, job_evaluation, lora, model_card, packing, plan, ranks, saving, tracking
 from training import recipe as recipes
-from training.base_model import load_weights, read_shape, read_tokenizer
+from training.base_model import identity_of, load_weights, read_shape, read_tokenizer
 from training.checkpoints import (
     CHECKPOINTS,
     METRICS_FILE,
@@ -67,7 +67,12 @@ class Job:
     @property
     def identity(self) -> dict[str, str]:
         """What must be equal for a run to go on from another's checkpoint."""
-        return {"recipe": self.recipe.fingerprint, "train": file_hash(self.train), "eval": file_hash(self.eval)}
+        return {
+            "recipe": self.recipe.fingerprint,
+            "train": file_hash(self.train),
+            "eval": file_hash(self.eval),
+            "base_model": identity_of(self.model, self.recipe),
+        }
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ def train(job: Job) -> dict[str, Any]:
 
     Raises:
         UserError: data, model or output that cannot be used, checkpoints of another run, a model that does not fit, no
-            memory or no room on the disk, a loss that is no number.
+            memory or no room on the disk, a loss that is no number; stopped by SIGTERM (exit code 143).
     """
     if finished := finished_metrics(job.output, job.identity):
         say(f"{job.output} is complete already: nothing to do")
@@ -138,7 +143,10 @@ def get_ready(job: Job) -> Ready:
 def learn(job: Job, ready: Ready) -> dict[str, Any]:
     """Train, and save what was trained; returns what is known of the run, as it is noted beside the model."""
     model = load_weights(job.model, ready.plan)
-    before = job_evaluation.measured(model, ready.asked)
+    # four-bit weights are worse than those that the adapter is merged into: the gain would look larger than it is
+    whole = load_weights(job.model, ready.plan, whole=True) if job.recipe.model.load_in_4bit else model
+    before = job_evaluation.measured(whole, ready.asked)
+    del whole
     say(f"held-out loss before: {before.held_out.nll:.4f} nats per token ({before.held_out.tokens} tokens)")
     trainer = make_trainer(ready.plan, model, ready.tokenizer, ready.dataset, job.output / CHECKPOINTS)
     trainer.add_callback(tracking.progress())
@@ -184,7 +192,7 @@ def load_saved(job: Job, ready: Ready) -> PreTrainedModel | None:
     """
     if ranks.rank() >= ranks.per_node(job.recipe.job.instance_count):
         return None
-    return load_weights(str(job.output), ready.plan, trained=True)
+    return load_weights(str(job.output), ready.plan, whole=True)
 
 
 def finish(job: Job, ready: Ready, metrics: Mapping[str, Any], before: Measured, after: Measured) -> None:

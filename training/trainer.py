@@ -34,9 +34,11 @@ def make_trainer(plan: Plan, model: PreTrainedModel, tokenizer: Any, dataset: An
     adapter = lora.configuration(recipe, model)
     args = arguments(plan, checkpoints)
     try:
-        trainer = SFTTrainer(
-            model=model, args=args, train_dataset=dataset, processing_class=tokenizer, peft_config=adapter
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # peft 0.21 asks it
+            trainer = SFTTrainer(
+                model=model, args=args, train_dataset=dataset, processing_class=tokenizer, peft_config=adapter
+            )
     except ValueError as error:
         raise _refused(plan, error) from None
     trainer.remove_callback(PrinterCallback)
