@@ -4,7 +4,7 @@
 # Every target is a call of `python -m …`.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo doctor cost prices up data train deploy chat down env-up env-down env-list reap status logs lint test
+.PHONY: help setup lock demo doctor cost prices up data train deploy chat down env-up env-down env-list reap status logs bench lint test
 
 PY := .venv/bin/python
 READY := .venv/.ready
@@ -103,10 +103,14 @@ reap: $(READY)  ## list what has expired or lost its branch; with YES=1 remove i
 status: stack  ## what the endpoint serves
 	$(RUN) -m deployment.status --stack $(STACK)
 
+bench: $(READY)  ## our recipe beside the guide's settings, on this machine; docs/performance.md from the results
+	$(PY) -m bench.training
+	$(PY) -m bench.page
+
 lint: $(READY)  ## ruff and mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy infra training deployment flow emulator demo.py
+	$(PY) -m mypy infra training deployment flow emulator bench demo.py
 
 test: $(READY)  ## all fast tests
 	$(PY) -m pytest -m "not slow"

@@ -1,0 +1,1 @@
+"""Benchmarks: what the recipes are worth beside the guide's own settings. Results lie in bench/results/, as JSON."""
