@@ -65,7 +65,8 @@ def _splits(source: Source) -> dict[str, str]:
 
 
 def _cut(train: Statistics, max_length: int | None) -> dict[str, dict[str, float]]:
-    limits = {*LIMITS, *([max_length] if max_length else [])}
+    """The recipe's `max_length`, and those of LIMITS that would cut anything."""
+    limits = {*(limit for limit in LIMITS if limit < max(train.totals)), *([max_length] if max_length else [])}
     return {str(limit): train.cut(limit) for limit in sorted(limits)}
 
 

@@ -5,6 +5,7 @@ Everything is counted by length, so that 200,000 conversations take no more memo
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -63,6 +64,7 @@ def load_tokenizer(name: str, revision: str | None = None, *, download: bool) ->
 
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(name, revision=revision or "main", local_files_only=not download)
+        tokenizer.model_max_length = sys.maxsize  # it would warn of each conversation that is longer than its model's
         encode_conversation(tokenizer, [{"role": "user", "content": "a"}])
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
@@ -144,14 +146,15 @@ def draw_histogram(path: Path, parts: Mapping[str, Statistics], unit: str, max_l
     from matplotlib.figure import Figure
 
     longest = max(max(part.totals) for part in parts.values())
+    width = longest // 60 + 1  # whole numbers, or some bars would hold one length more than others
     figure = Figure(figsize=(8, 4), dpi=100, layout="constrained")
     axes = FigureCanvasAgg(figure).figure.add_subplot()
     for name, part in parts.items():
         lengths = sorted(part.totals)
         weights = [part.totals[length] for length in lengths]
-        axes.hist(lengths, bins=60, range=(0, longest + 1), weights=weights, label=name, alpha=0.8)
+        axes.hist(lengths, bins=range(0, longest + width + 1, width), weights=weights, label=name, alpha=0.8)
     if max_length is not None and max_length <= longest:
         axes.axvline(max_length, color="black", linestyle="--", label=f"max_length {max_length}")
-    axes.set(xlabel=f"{unit} in a conversation", ylabel="conversations", yscale="log", xlim=(0, longest + 1))
+    axes.set(xlabel=f"{unit} in a conversation", ylabel="conversations", yscale="log", xlim=(0, longest + width))
     axes.legend()
     figure.savefig(path, metadata={"Software": None})

@@ -126,7 +126,8 @@ def _parquet(path: Path, name: str) -> Iterator[Any]:
 
     with _readable(name):
         try:
-            yield parquet.ParquetFile(path)
+            # pre_buffer, the default, keeps all that was read until the file is closed
+            yield parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20)
         except pyarrow.ArrowException as error:
             reason = str(error).partition("\n")[0]
             raise UserError(f"cannot read {name}: {reason}", code=WRONG_USE) from None

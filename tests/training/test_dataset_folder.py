@@ -173,6 +173,39 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, monkeypa
     assert not (tmp_path / "out").exists()
 
 
+def peak_memory(source: Path, out: Path) -> int:
+    """Bytes that a process needs to make the data of `source` (VmHWM: ru_maxrss counts what the parent had, too)."""
+    code = (
+        "import re, sys; from training.dataset import main; main(sys.argv[1:]);"
+        "print(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])"
+    )
+    command = [sys.executable, "-c", code, "--source", str(source), "--out", str(out)]
+    return 1024 * int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for the peak")
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_memory_does_not_grow_with_the_size_of_the_rows(tmp_path: Path, kind: str) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    words = [f"{number:x}" for number in range(70_000)]
+    random.Random(1).shuffle(words)
+    text = " ".join(words)
+    peaks = []
+    for rows in (1000, 25_000):  # 8 MB and 200 MB
+        source = tmp_path / f"{rows}.{kind}"
+        found = [chat(f"question {number}", text[10 * number : 10 * number + 8000]) for number in range(rows)]
+        if kind == "jsonl":
+            write_jsonl(source, found)
+        else:
+            table = pyarrow.table({"messages": pyarrow.array(found)})
+            parquet.write_table(table, source, row_group_size=1000, compression="none", use_dictionary=False)
+        peaks.append(peak_memory(source, tmp_path / f"{rows}"))
+    assert peaks[1] - peaks[0] < 40e6
+
+
 @pytest.mark.slow
 def test_killed_at_random_moments_and_run_again_the_data_are_those_of_a_run_in_peace(tmp_path: Path) -> None:
     source = write_jsonl(
