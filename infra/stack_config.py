@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,16 +24,46 @@ def settings_of(stack: str, *, project: Path | None = None) -> Settings:
     """The settings that `pulumi up` would see for `stack`; a stack without a file starts from the template's.
 
     Raises:
-        UserError: a file is unreadable, or a value is one that the program refuses.
+        UserError: a file is unreadable, a key is unknown or of another type, or the program refuses a value.
     """
     import contextvars
 
-    name = project_name(project=project)
-    values = {f"{name}:{key}": rule["default"] for key, rule in schema(project=project).items() if "default" in rule}
-    values |= values_of(stack, project=project)
+    name, rules = project_name(project=project), schema(project=project)
+    own = values_of(stack, project=project)
+    for key, value in own.items():
+        if key.startswith(f"{name}:"):
+            _check(key.removeprefix(f"{name}:"), value, rules, file_of(stack, project=project).name)
+    values = {f"{name}:{key}": rule["default"] for key, rule in rules.items() if "default" in rule} | own
     texts = {key: one if isinstance(one, str) else json.dumps(one) for key, one in values.items()}
     # Pulumi keeps configuration, project and stack in context variables: in a copy they stay ours.
     return contextvars.copy_context().run(_load, name, stack, texts)
+
+
+def _check(key: str, value: object, rules: dict[str, dict[str, Any]], file: str) -> None:
+    """Pulumi checks types when it runs the program, and takes any key, so a slip of the pen would do nothing."""
+    rule = rules.get(key)
+    if rule is None:
+        raise UserError(
+            f"{file} sets the unknown configuration key `{key}`; known are {', '.join(sorted(rules))}",
+            next_command=f"pulumi config rm {key}",
+        )
+    kind = str(rule.get("type", "string"))
+    if not _fits(value, kind):
+        raise UserError(
+            f"{file} sets the configuration key `{key}` to {json.dumps(value, default=str)}, which is no {kind}",
+            next_command=f"pulumi config set {key} {json.dumps(rule.get('default'))}",
+        )
+
+
+def _fits(value: object, kind: str) -> bool:
+    """`pulumi config set` writes text, which the engine reads by the key's type."""
+    if isinstance(value, dict) and "secure" in value:
+        return True
+    if kind == "boolean":
+        return isinstance(value, bool) or value in ("true", "false")
+    if kind == "integer":
+        return isinstance(value, int | str) and re.fullmatch(r"-?\d+", str(value)) is not None
+    return isinstance(value, list if kind == "array" else str)
 
 
 def _load(project: str, stack: str, texts: dict[str, str]) -> Settings:

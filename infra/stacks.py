@@ -135,9 +135,13 @@ def _locked(stack: str, text: str) -> UserError:
 
 
 def reason(text: str) -> str:
-    """What a failed pulumi says after `error:`, up to a blank line; else its last line."""
-    text = text.partition("stderr: ")[2] or text
-    if "error: " in text:
-        return text.partition("error: ")[2].split("\n\n")[0].strip()
-    lines = text.strip().splitlines()
-    return f"pulumi failed: {lines[-1] if lines else 'it gave no reason'}"
+    """Why a pulumi command failed: what stands after `error:` on stderr, up to a blank line; else its diagnostics."""
+    printed, _, complaint = text.partition("stderr: ")
+    if "error: " in complaint:
+        return complaint.partition("error: ")[2].split("\n\n")[0].strip()
+    found = re.findall(r"^ +error: (.+)$", printed.partition("Diagnostics:")[2], re.MULTILINE)
+    causes = [one for one in dict.fromkeys(found) if not one.endswith(("update failed", "preview failed"))]
+    if causes:
+        return "; ".join(causes)
+    lines = (complaint or printed).strip().splitlines()
+    return f"pulumi failed: {lines[-1].strip() if lines else 'it gave no reason'}"

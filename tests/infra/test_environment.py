@@ -17,7 +17,6 @@ from infra import branches, environment, preflight, up
 from infra.branches import moment, stack_of
 from infra.cli import INTERRUPTED, REFUSED, WRONG_USE, UserError
 from infra.finding import Finding
-from infra.stacks import reason
 from tests.infra import environments
 from tests.infra.environments import Environments
 from tests.support.arm_in_process import ArmInProcess
@@ -351,8 +350,3 @@ def test_help_and_names_come_at_once(words: list[str]) -> None:
     assert done.returncode == 0
     assert not any(f" {name}\n" in done.stderr for name in ("pulumi", "azure.ai.ml", "requests", "azure.core"))
     assert words == ["--help"] or done.stdout == f"local-{stack_of('feat/x')}\n"
-
-
-def test_a_failed_pulumi_gives_its_own_reason() -> None:
-    text = "\n code: 255\n stdout: a tree\n stderr: info: this\nerror: the name is taken\n"
-    assert reason(text) == "the name is taken"
