@@ -50,7 +50,8 @@ def _check(key: str, value: object, rules: dict[str, dict[str, Any]], file: str)
     kind = str(rule.get("type", "string"))
     if not _fits(value, kind):
         raise UserError(
-            f"{file} sets the configuration key `{key}` to {json.dumps(value, default=str)}, which is no {kind}",
+            f"{file} sets the configuration key `{key}` to {json.dumps(value, default=str)} "
+            f"({type(value).__name__}), which is no {kind}",
             next_command=f"pulumi config set {key} {json.dumps(rule.get('default'))}",
         )
 

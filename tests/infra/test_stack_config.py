@@ -23,12 +23,12 @@ def project(folder: Path, config: str) -> Path:
     [
         ("  finetune-phi:computeMaxNode: 2\n", r"Pulumi\.x\.yaml sets the unknown configuration key `computeMaxNode`"),
         ("  computeMaxNode: 2\n", "unknown configuration key `computeMaxNode`; known are branch, budgetAmount"),
-        ("  finetune-phi:computeMaxNodes: many\n", '`computeMaxNodes` to "many", which is no integer'),
-        ("  finetune-phi:computeMaxNodes: true\n", "`computeMaxNodes` to true, which is no integer"),
-        ("  finetune-phi:chatStore: maybe\n", '`chatStore` to "maybe", which is no boolean'),
-        ("  finetune-phi:budgetEmails: a@b.io\n", '`budgetEmails` to "a@b.io", which is no array'),
-        ("  finetune-phi:owner: 3\n", "`owner` to 3, which is no string"),
-        ("  finetune-phi:budgetStart: 2026-11-01\n", '`budgetStart` to "2026-11-01", which is no string'),
+        ("  finetune-phi:computeMaxNodes: many\n", '`computeMaxNodes` to "many" .str., which is no integer'),
+        ("  finetune-phi:computeMaxNodes: true\n", "`computeMaxNodes` to true .bool., which is no integer"),
+        ("  finetune-phi:chatStore: maybe\n", '`chatStore` to "maybe" .str., which is no boolean'),
+        ("  finetune-phi:budgetEmails: a@b.io\n", '`budgetEmails` to "a@b.io" .str., which is no array'),
+        ("  finetune-phi:owner: 3\n", "`owner` to 3 .int., which is no string"),
+        ("  finetune-phi:budgetStart: 2026-11-01\n", '`budgetStart` to "2026-11-01" .date., which is no string'),
         ("  finetune-phi:computeName: gpu-1\n", "`computeName` cannot be 'gpu-1'"),
     ],
 )
