@@ -25,7 +25,7 @@ SUCCEEDS = (
 
 
 def make_outputs(workspace: str, **changes: str) -> StackOutputs:
-    """The outputs of a stack around a workspace that `LocalAzure.make_workspace` made, with the clusters gpu and cpu."""
+    """The outputs of a stack around a workspace of `LocalAzure.make_workspace`, with the clusters gpu and cpu."""
     parts = workspace.split("/")
     values = dict.fromkeys(StackOutputs.__dataclass_fields__, "x")
     values |= {"stack": "local-x", "subscription_id": parts[2], "resource_group": parts[4], "workspace": parts[8]}
