@@ -1,8 +1,8 @@
 """Models with random weights and chats of random tokens: a benchmark needs no hub and no data set.
 
 The lengths are like those of ultrachat_200k (log-normal, 1,163 tokens on average; a twentieth longer than about 2,470,
-there it is 2,302; a fifth said by the user), because they decide how rows are packed. The tokens are a Markov chain's, so that there is something
-to learn: each token is followed by one of four, which four depends on the domain.
+there it is 2,302; a fifth said by the user), because they decide how rows are packed. The tokens are a Markov chain's,
+so that there is something to learn: each token is followed by one of four, which four depends on the domain.
 """
 
 from __future__ import annotations

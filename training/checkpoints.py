@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.cli import WRONG_USE, UserError, say
+from training.ranks import is_first, processes
 
 CHECKPOINTS = "checkpoints"
 RUN_FILE = "run.json"
@@ -34,16 +35,6 @@ WHAT = {
 
 # what a mounted file system answers that knows no flushing
 CANNOT_FLUSH = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
-
-
-def is_first() -> bool:
-    """Whether this process is the one that writes and speaks."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def processes() -> int:
-    """How many processes this run has."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def step_of(checkpoint: Path | None) -> int:

@@ -18,9 +18,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from infra.cli import UserError, say
-from training.checkpoints import CHECKPOINTS, complete_checkpoint, is_first, keep_newest, processes
+from infra.cli import UserError
+from training.checkpoints import CHECKPOINTS, complete_checkpoint, keep_newest
 from training.mishaps import explained, no_number
+from training.ranks import processes, say
 from training.room import check_room
 
 STOPPED = 143
@@ -90,7 +91,7 @@ def _keeper(output: Path, limit: int | None, seconds: float, terminated: threadi
             control.should_training_stop |= self.wish == STOP
             if control.should_save:
                 _raise_unless_finite(model, args, state, output)
-            if self.wish == STOP and is_first():
+            if self.wish == STOP:
                 say(f"SIGTERM: saving step {state.global_step}, then leaving")
 
         def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:

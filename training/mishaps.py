@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from infra.cli import UserError
-from training.checkpoints import drop_incomplete, is_first, newest_checkpoint
+from training.checkpoints import drop_incomplete, newest_checkpoint
+from training.ranks import is_first
 
 FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # safetensors and torch.save raise errors of their own, which tell the cause in words or not at all

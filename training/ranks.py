@@ -7,12 +7,14 @@ LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT). Started by 
 from __future__ import annotations
 
 import os
+import time
 from typing import TypeVar
 
 from infra import cli
 from infra.cli import WRONG_USE, UserError
 
 T = TypeVar("T")
+GRACE_SECONDS = 10.0
 
 
 def rank() -> int:
@@ -42,6 +44,13 @@ def say(*words: object) -> None:
     """One line of progress, said once for all processes."""
     if is_first():
         cli.say(*words)
+
+
+def let_the_first_speak() -> None:
+    """Before another process ends with an error. If the first one meets it too, it says so and ends; then torchrun and
+    Azure ML end the others, who have nothing to add. An error of this process alone is said a moment later."""
+    if not is_first():
+        time.sleep(GRACE_SECONDS)
 
 
 def begin() -> None:

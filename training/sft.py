@@ -44,6 +44,7 @@ from training.plan import Plan
 from training.ranks import say
 from training.recipe import Recipe
 from training.schedule import Schedule
+from training.tracking import Run
 from training.trainer import make_trainer
 
 if TYPE_CHECKING:
@@ -99,11 +100,17 @@ def train(job: Job) -> dict[str, Any]:
     ready = get_ready(job)
     for line in ready.plan.lines():
         say(line)
-    ran = saving.trained_before(job.output, job.identity) or learn(job, ready)
+    with tracking.following(job.recipe, job.output, job.identity) as followed:
+        return _learned_and_judged(job, ready, followed)
+
+
+def _learned_and_judged(job: Job, ready: Ready, followed: Run) -> dict[str, Any]:
+    ran = saving.trained_before(job.output, job.identity) or learn(job, ready, followed)
     before, after = job_evaluation.recalled(ran["before"]), job_evaluation.measured(load_saved(job, ready), ready.asked)
     gate = job.recipe.job
     found, verdict = compare(before, after, Limits(gate.gate_min_gain, gate.gate_max_forgetting))
     metrics = {**found, **ran["speed"], "approved": verdict.approved, "reason": verdict.reason}
+    followed.metrics = metrics
     finish(job, ready, metrics, before, after)
     _say_verdict(verdict)
     return metrics
@@ -140,7 +147,7 @@ def get_ready(job: Job) -> Ready:
     return Ready(tokenizer, dataset, asked, made)
 
 
-def learn(job: Job, ready: Ready) -> dict[str, Any]:
+def learn(job: Job, ready: Ready, followed: Run) -> dict[str, Any]:
     """Train, and save what was trained; returns what is known of the run, as it is noted beside the model."""
     model = load_weights(job.model, ready.plan)
     # four-bit weights are worse than those that the adapter is merged into: the gain would look larger than it is
@@ -149,7 +156,7 @@ def learn(job: Job, ready: Ready) -> dict[str, Any]:
     del whole
     say(f"held-out loss before: {before.held_out.nll:.4f} nats per token ({before.held_out.tokens} tokens)")
     trainer = make_trainer(ready.plan, model, ready.tokenizer, ready.dataset, job.output / CHECKPOINTS)
-    trainer.add_callback(tracking.progress())
+    trainer.add_callback(followed.callback(ready.plan.schedule.flops_per_token, ready.plan.peak_flops))
     speed = run(trainer, job.output, ready.plan)
     ran = {"run": job.identity, "before": job_evaluation.noted(before), "speed": speed}
     saving.save(trainer, ready.tokenizer, job.recipe, job.model, job.output, ran)
@@ -236,6 +243,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
+    try:
+        return _main(args)
+    except UserError as error:
+        ranks.let_the_first_speak()
+        if ranks.is_first():
+            raise
+        raise UserError(f"process {ranks.rank()}: {error}", code=error.code) from None
+
+
+def _main(args: argparse.Namespace) -> int:
     job = _job_of(args)
     metrics = train(job)
     if args.report and ranks.is_first():

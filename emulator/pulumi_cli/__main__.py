@@ -18,7 +18,7 @@ from emulator.pulumi_cli.project import read_yaml
 
 
 def main(argv: list[str]) -> int:
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_args(_without_dashes(argv))
     try:
         if arguments.cwd:
             os.chdir(arguments.cwd)
@@ -35,6 +35,13 @@ def main(argv: list[str]) -> int:
         print("error: interrupted; what was done is recorded, run the same command again", file=sys.stderr, flush=True)
         return INTERRUPTED
     return 0
+
+
+def _without_dashes(argv: list[str]) -> list[str]:
+    if "--" not in argv:
+        return argv
+    words = argv[: argv.index("--")]
+    return [*words, *(f"{config_commands.AFTER_DASHES}={word}" for word in argv[len(words) + 1 :])]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,6 +12,10 @@ from emulator.pulumi_cli.cli import Parser, command, project_and_stack
 from emulator.pulumi_cli.configuration import Configuration, Entry
 from emulator.pulumi_cli.errors import CliError
 
+# `config set KEY --secret -- VALUE`, as the Automation API writes it: argparse takes no positional after an option
+# where one before it was optional, so what follows the dashes becomes an option (`__main__.main`).
+AFTER_DASHES = "--after-dashes"
+
 
 def add(commands: Any) -> None:
     """Add `config` and its subcommands."""
@@ -25,6 +29,7 @@ def add(commands: Any) -> None:
     put.add_argument("--secret", action="store_true", help="keep it encrypted")
     put.add_argument("key")
     put.add_argument("value", nargs="?")
+    put.add_argument(AFTER_DASHES, dest="value", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     put_all = command(config, "set-all", _set_all, "set several values")
     put_all.add_argument("--plaintext", action="append", default=[], metavar="KEY=VALUE")
     put_all.add_argument("--secret", action="append", default=[], metavar="KEY=VALUE")

@@ -36,6 +36,7 @@ _PLANNED = {
     "same": "unchanged",
 }
 _KINDS: Mapping[Kind, str] = {"add": "+", "delete": "-", "update": "~"}
+_UNKNOWN = "[unknown]"
 _LONGEST = 100  # characters of a value; ids are longer than a line
 
 
@@ -96,8 +97,8 @@ def _detail(step: Step, *, preview: bool) -> str:
 
 def _differences(step: Step) -> list[str]:
     """`~ properties.scaleSettings.maxNodeCount: 1 => 3` for each property that differs."""
-    old = wire.shown(step.old.inputs, step.old.secrets, unknown="[unknown]") if step.old else {}
-    new = wire.shown(step.new.inputs, step.new.secrets, unknown="[unknown]") if step.new else {}
+    old = wire.shown(step.old.inputs, step.old.secrets, unknown=_UNKNOWN) if step.old else {}
+    new = wire.shown(step.new.inputs, step.new.secrets, unknown=_UNKNOWN) if step.new else {}
     lines = []
     for path, kind in step.paths.items():
         before, after = (_text(_at(side, paths.split(path))) for side in (old, new))
@@ -112,14 +113,14 @@ def _at(values: Mapping[str, Any], parts: list[str]) -> Any:
 
 
 def _text(value: Any) -> str:
-    text = "[unknown]" if value is paths.MISSING else json.dumps(value)
+    text = value if value in (_UNKNOWN, wire.HIDDEN) else _UNKNOWN if value is paths.MISSING else json.dumps(value)
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
 def outputs(values: Mapping[str, Any], secret: Iterable[str]) -> str:
     """The stack's exports, secrets hidden."""
     width = max((len(key) for key in values), default=0)
-    shown = wire.shown(values, set(secret), unknown="[unknown]")
+    shown = wire.shown(values, set(secret), unknown=_UNKNOWN)
     return "\n".join(
         f"    {key:<{width}} : {value if isinstance(value, str) else json.dumps(value)}"
         for key, value in sorted(shown.items())

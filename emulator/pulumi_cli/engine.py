@@ -224,7 +224,7 @@ class Engine:
         dependents = self._replaced_with(old)
         if protected := [one.urn for one in dependents if one.protect]:
             raise CliError(f"{protected[0]} is protected and would have to be replaced together with {old.urn}")
-        going = [*dependents, old]
+        going = [old, *dependents]
         for one in reversed(going):
             self.remove(one, with_owner=one.deleted_with in {other.urn for other in going})
             self.step(Step("delete-replaced", one, None))

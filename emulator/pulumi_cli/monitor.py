@@ -66,15 +66,13 @@ class EngineMonitor(mocks.MockMonitor):
 
     def RegisterResource(self, request: Any) -> Any:
         urn = _urn(request.parent, request.type, request.name)
-        if request.type == STACK_TYPE:
-            return resource_pb2.RegisterResourceResponse(urn=urn)
         if request.type.startswith("pulumi:providers:"):
             # Explicit providers carry settings that ARM_* holds here; the resources are made all the same.
             return resource_pb2.RegisterResourceResponse(urn=urn, id="local")
         self._check_options(request)
         made = self.engine.register(self._goal(request, urn))
         if made is None:
-            return resource_pb2.RegisterResourceResponse(urn=urn, result=resource_pb2.Result.SKIP)
+            return resource_pb2.RegisterResourceResponse(urn=urn, unknown=True)
         if not made.custom:
             return resource_pb2.RegisterResourceResponse(urn=urn, object=request.object)
         outputs = wire.encode(made.outputs, made.secrets)

@@ -12,7 +12,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -206,7 +205,10 @@ class Stack:
         """Become `other`, whose name every URN takes."""
         with self.update():
             for one in [*self.snapshot.resources, *self.snapshot.pending]:
-                self.snapshot.rename(one.urn, re.sub("^urn:pulumi:[^:]+::", f"urn:pulumi:{other.name}::", one.urn))
+                if not one.parent:  # the stack itself, whose name ends in its own
+                    one.name = one.name.removesuffix(self.name) + other.name
+                _, project, kind, _ = one.urn.split("::", 3)
+                self.snapshot.rename(one.urn, f"urn:pulumi:{other.name}::{project}::{kind}::{one.name}")
             other.snapshot = self.snapshot
             other.save()
             if self._history.exists():

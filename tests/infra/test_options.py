@@ -139,7 +139,7 @@ def test_the_budget_watches_the_group_and_tells_people_before_and_when_it_is_spe
     assert path.split("/providers/")[0].endswith(pulumi.outputs()["resource_group"])
     budget = pulumi.arm.resources[path]["properties"]
     assert (budget["amount"], budget["category"], budget["timeGrain"]) == (500, "Cost", "Monthly")
-    assert budget["timePeriod"] ["startDate"] == f"{MONTH}T00:00:00Z"
+    assert budget["timePeriod"]["startDate"] == f"{MONTH}T00:00:00Z"
     mails = budget["notifications"].values()
     assert {(one["threshold"], one["thresholdType"]) for one in mails} == {(80, "Actual"), (100, "Forecasted")}
     assert all(one["enabled"] and one["contactEmails"] == ["ml@contoso.example"] for one in mails)

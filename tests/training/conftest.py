@@ -1,11 +1,20 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.small import FIRST_QUESTIONS
+
+
+@pytest.fixture(autouse=True, scope="session")
+def without_mlflow() -> Iterator[None]:
+    """Runs by hand log to a database in the working directory; the tests of tracking say where."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("DISABLE_MLFLOW_INTEGRATION", "TRUE")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,99 @@
+"""Two pictures of a run: how its loss fell, and how fast it went."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Row = Mapping[str, Any]
+INK, FAINT, LINE, SECOND = "#1f2933", "#9aa5b1", "#0f62fe", "#d9480f"
+STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "axes.grid": True,
+    "grid.color": "#e4e7eb",
+    "grid.linewidth": 0.8,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+}
+SMOOTH = 40
+"""A curve is smoothed over so many points a span: 1/40 of the run."""
+
+
+def draw(rows: Sequence[Row], metrics: Mapping[str, Any], title: str, folder: Path) -> list[Path]:
+    """Write loss.png and throughput.png; returns their paths, none if there is nothing to draw.
+
+    Args:
+        rows: as `training.progress.Pace.row` makes them.
+        metrics: of the whole run: `eval_loss_before`, `eval_loss`, `tokens_per_second` are drawn if they are there.
+    """
+    rows = [row for row in rows if row.get("loss") is not None]
+    if not rows:
+        return []
+    return [
+        _picture(folder / "loss.png", f"Loss of {title}", lambda axes: _loss(axes, rows, metrics)),
+        _picture(folder / "throughput.png", f"Speed of {title}", lambda axes: _speed(axes, rows, metrics)),
+    ]
+
+
+def _picture(path: Path, title: str, fill: Callable[[Axes], None]) -> Path:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
+        axes = figure.add_subplot()
+        axes.set_title(title, pad=12)
+        axes.set_axisbelow(True)
+        fill(axes)
+        figure.savefig(path)
+    return path
+
+
+def _loss(axes: Axes, rows: Sequence[Row], metrics: Mapping[str, Any]) -> None:
+    steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
+    axes.plot(steps, losses, color=LINE, alpha=0.35, linewidth=1)
+    axes.plot(steps, smoothed(losses), color=LINE, linewidth=2, label="training")
+    for key, name, style in (("eval_loss_before", "held out, before", ":"), ("eval_loss", "held out, after", "--")):
+        if isinstance(metrics.get(key), float):
+            axes.axhline(metrics[key], color=SECOND, linestyle=style, label=f"{name}: {metrics[key]:.3f}")
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("loss (nats per token)")
+    axes.set_xlim(left=0)
+    axes.legend()
+
+
+def _speed(axes: Axes, rows: Sequence[Row], metrics: Mapping[str, Any]) -> None:
+    minutes, speeds = [row["seconds"] / 60 for row in rows], [row["tokens_per_second"] for row in rows]
+    axes.plot(minutes, speeds, color=LINE, alpha=0.35, linewidth=1)
+    axes.plot(minutes, smoothed(speeds), color=LINE, linewidth=2, label="between two logs")
+    if isinstance(mean := metrics.get("tokens_per_second"), float):
+        axes.axhline(mean, color=SECOND, linestyle="--", label=f"mean: {mean:,.0f}")
+    axes.set_xlabel("minutes of training")
+    axes.set_ylabel("tokens per second")
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    if mfus := [row["mfu"] / row["tokens_per_second"] for row in rows if row.get("mfu") and row["tokens_per_second"]]:
+        share = axes.secondary_yaxis(
+            "right", functions=(lambda speed: 100 * mfus[0] * speed, lambda mfu: mfu / mfus[0] / 100)
+        )
+        share.set_ylabel("MFU (% of the dense bf16 peak)")
+    axes.legend()
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """Each value as the mean of its neighbourhood, 1/SMOOTH of the whole wide to either side."""
+    reach = len(values) // SMOOTH
+    parts = [values[max(at - reach, 0) : at + reach + 1] for at in range(len(values))]
+    return [sum(part) / len(part) for part in parts]
