@@ -23,6 +23,8 @@ from xml.sax.saxutils import escape
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from emulator.blob_error import BlobError
+from emulator.blob_leases import Leases
 from emulator.entra import Entra
 from emulator.sas import SharedAccess
 from emulator.state import State
@@ -31,20 +33,12 @@ CHUNK = 1 << 20
 STORAGE_AUDIENCES = ("https://storage.azure.com",)
 
 
-class BlobError(Exception):
-    """An error in Azure Storage's shape."""
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status, self.code, self.message = status, code, message
-
-
 class Blobs:
     """The blobs of all storage accounts. Also used in process by the job and deployment runners."""
 
     def __init__(self, state: State, objects: Path, shared_access: SharedAccess, entra: Entra) -> None:
         self._state, self._objects = state, objects
-        self.shared_access, self._entra = shared_access, entra
+        self.shared_access, self._entra, self._leases = shared_access, entra, Leases(state)
 
     # -- for the runners -----------------------------------------------------------------------------------------------
 
@@ -81,6 +75,14 @@ class Blobs:
     def add_live_file(self, account: str, container: str, name: str, source: Path) -> None:
         """Point a name at a file that is still growing (a log); reads see what it holds by then."""
         self._commit(account, container, name, source, {"live": True})
+
+    def has(self, account: str, container: str, name: str) -> bool:
+        return self._state.blob(account, container, name) is not None
+
+    def delete(self, account: str, container: str, name: str) -> None:
+        """Delete a blob, if it is there."""
+        if (dropped := self._state.drop_blob(account, container, name)) is not None:
+            self._unlink(dropped)
 
     def list(self, account: str, container: str, prefix: str) -> list[tuple[str, Path]]:
         return [(name, path) for name, path, _ in self._state.list_blobs(account, container, prefix)]
@@ -145,7 +147,12 @@ class Blobs:
             return self._container(request, account, container)
         if not self.has_container(account, container):
             raise BlobError(404, "ContainerNotFound", "The specified container does not exist.")
+        if method in ("PUT", "DELETE") and what in ("", "blocklist", "metadata"):
+            self._leases.check(request, (account, container, name))
         match method, what:
+            case "PUT", "lease":
+                self._found(account, container, name)
+                return self._leases.operate(request, (account, container, name))
             case "PUT", "":
                 return await self._put(request, account, container, name)
             case "PUT", "block":
@@ -159,6 +166,7 @@ class Blobs:
             case "DELETE", "":
                 self._found(account, container, name)
                 dropped = self._state.drop_blob(account, container, name)
+                self._leases.forget((account, container, name))
                 if dropped is not None:
                     self._unlink(dropped)
                 return Response(status_code=202)
@@ -298,8 +306,7 @@ class Blobs:
             "content-type": body.get("type") or "application/octet-stream",
             "x-ms-blob-type": "BlockBlob",
             "x-ms-creation-time": body["created"],
-            "x-ms-lease-status": "unlocked",
-            "x-ms-lease-state": "available",
+            **self._leases.headers((account, container, name)),
             "x-ms-server-encrypted": "true",
             **{f"x-ms-meta-{key}": value for key, value in body["meta"].items()},
         }
