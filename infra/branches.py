@@ -13,9 +13,8 @@ from infra.naming import slug
 from infra.outputs import PROJECT
 
 LONGEST = 40  # letters of a stack's name: what is left of a longer one still tells branches apart in a list
-LONGEST_BRANCH = (
-    256  # letters of a tag's value: learn.microsoft.com/azure/azure-resource-manager/management/tag-resources
-)
+# letters of a tag's value: https://learn.microsoft.com/azure/azure-resource-manager/management/tag-resources
+LONGEST_BRANCH = 256
 LONGEST_TTL = 24 * 366  # hours, as infra/settings.py allows
 PULL_REQUEST = re.compile(r"refs/pull/(\d+)/(?:merge|head)|pr-(\d+)")
 

@@ -9,6 +9,7 @@ https://github.com/pulumi/pulumi/blob/master/proto/pulumi/provider.proto
 from __future__ import annotations
 
 import functools
+import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from emulator.pulumi_provider.arm import ArmError
 from emulator.pulumi_provider.changes import Kind
 from emulator.pulumi_provider.provider import AzureNative, Diff, ProviderError
 
+_LOOK = 2.0  # seconds until the next look at whether the engine lives: a killed one says no goodbye
 _PARALLEL = 32  # the engine asks for up to 16 resources at once, and for invokes besides
 _DIFF = provider_pb2.PropertyDiff
 _KINDS: dict[tuple[Kind, bool], Any] = {
@@ -38,7 +40,8 @@ _KINDS: dict[tuple[Kind, bool], Any] = {
 
 
 def serve() -> None:
-    """Answer the engine until it ends this process; the port goes to stdout, as the protocol asks."""
+    """Answer the engine until it says goodbye or is gone; the port goes to stdout, as the protocol asks."""
+    engine = os.getppid()
     server = grpc.server(ThreadPoolExecutor(_PARALLEL), options=[("grpc.max_receive_message_length", -1)])
     provider_pb2_grpc.add_ResourceProviderServicer_to_server(Servicer(AzureNative()), server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -46,7 +49,9 @@ def serve() -> None:
     # The engine's way of saying goodbye; it waits five seconds for those who do not listen.
     signal.signal(signal.SIGINT, lambda *_: server.stop(grace=None))
     print(port, flush=True)
-    server.wait_for_termination()
+    while server.wait_for_termination(timeout=_LOOK) and os.getppid() == engine:
+        pass
+    server.stop(grace=None)
 
 
 def _refusals(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 from google.protobuf import empty_pb2
 from pulumi.runtime.proto import provider_pb2 as pb
@@ -249,3 +250,20 @@ def test_the_executable_prints_its_port_answers_and_leaves_when_told() -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def test_the_executable_leaves_when_its_engine_was_killed() -> None:
+    starts_it = f"import subprocess, time; subprocess.Popen([{str(EXECUTABLE)!r}, '127.0.0.1:1']); time.sleep(60)"
+    engine = subprocess.Popen(
+        [sys.executable, "-c", starts_it],
+        env={**os.environ, "EMULATOR_PYTHON": sys.executable},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert engine.stdout is not None
+    int(engine.stdout.readline())
+    (provider,) = psutil.Process(engine.pid).children()
+    engine.kill()
+    engine.wait()
+    assert psutil.wait_procs([provider], timeout=15) == ([provider], [])

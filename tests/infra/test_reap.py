@@ -14,6 +14,7 @@ from infra import branches, down, reap, stack_file
 from infra.branches import expiry, stack_of
 from infra.cli import UserError
 from infra.listing import Environment, tags_of
+from infra.removal import Proof
 from tests.infra import environments
 from tests.infra.environments import Environments
 from tests.support.arm_in_process import ArmInProcess
@@ -109,7 +110,7 @@ def test_one_that_fails_does_not_stop_the_others_and_shows_in_the_exit_code(
     set_tag(env, "new", "expires-on", expiry(-1, datetime.now(UTC)))
     run = down.Down.run
 
-    def refuse_new(one: down.Down) -> down.Removed:
+    def refuse_new(one: down.Down) -> Proof:
         if one.stack == stack_of("new"):  # comes first in the list
             raise UserError("an endpoint stays", next_command="delete it")
         return run(one)
