@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import secrets
 from datetime import UTC, datetime, timedelta
@@ -16,13 +17,15 @@ from emulator.arm.schema import ArmError, Body
 from emulator.entra import LIFETIME, Entra
 from emulator.home import DEPLOYER_CLIENT_ID, DEPLOYER_OBJECT_ID
 from emulator.machinelearning.assets import system_data
-from emulator.machinelearning.computes import SIZES
-from emulator.runner.deployments import DeploymentRunner
+from emulator.machinelearning.computes import QUOTA, SIZES
+from emulator.runner.deployments import INITIALIZER, SERVER, DeploymentRunner
 
 ENDPOINT = f"{ML}/workspaces/onlineEndpoints"
 DEPLOYMENT = f"{ENDPOINT}/deployments"
 NAME = r"[a-zA-Z][a-zA-Z0-9-]{1,30}[a-zA-Z0-9]"
 PROBE = {"failureThreshold": 30, "successThreshold": 1, "timeout": "PT2S", "period": "PT10S", "initialDelay": "PT10S"}
+MOVING = ("Creating", "Updating", "Deleting")
+RESERVE = 1.2  # of the cores, kept for upgrades: learn.microsoft.com/azure/machine-learning/how-to-manage-quotas
 REQUESTS = {"maxQueueWait": "PT0.5S", "requestTimeout": "PT5S", "maxConcurrentRequestsPerInstance": 1}
 
 
@@ -41,6 +44,7 @@ class Endpoints:
         arm.on("GET", DEPLOYMENT, self.get)
         arm.on("DELETE", DEPLOYMENT, self.delete_deployment)
         arm.on("POST", f"{DEPLOYMENT}/getLogs", self.logs)
+        arm.on("GET", "Microsoft.Insights/metrics", self.metrics)
 
     async def get(self, request: Request, rid: ResourceId) -> Response:
         if not rid.is_collection:
@@ -115,10 +119,20 @@ class Endpoints:
                 "BadArgument",
                 f"The traffic of all deployments must add up to 0 or 100, not {sum(traffic.values())}.",
             )
+        mirror = properties.get("mirrorTraffic") or {}
         deployments = [found["name"] for found in self._state.children(str(rid), DEPLOYMENT)]
-        for name in {**traffic, **(properties.get("mirrorTraffic") or {})}:
+        for name in {**traffic, **mirror}:
             if name not in deployments:
                 raise ArmError(400, "BadArgument", f"The deployment '{name}' in the traffic rules does not exist.")
+        _check_mirror({name: share for name, share in mirror.items() if share}, traffic)
+
+    async def metrics(self, request: Request, rid: ResourceId) -> Response:
+        """What Azure Monitor knows of an endpoint; of any other resource it knows nothing here."""
+        scope = ResourceId.parse(rid.scope)
+        if scope is None or scope.type.lower() != ENDPOINT.lower():
+            raise ArmError(404, "NotFound", f"Metrics of '{rid.scope}' are not emulated.")
+        self._arm.existing(scope)
+        return JSONResponse(self._runner.measured.answer(rid.scope, request.query_params))
 
     async def patch(self, request: Request, rid: ResourceId) -> Response:
         found, change = self._arm.existing(rid), await json_body(request)
@@ -175,7 +189,9 @@ class Endpoints:
         self._arm.check_parent(rid)
         before = self._state.get(str(rid))
         properties = body.get("properties", {})
+        self._check_still(before)
         self._check_deployment(rid, body)
+        self._check_quota(rid, body)
         stored = {
             "id": str(rid),
             "name": rid.name,
@@ -214,15 +230,38 @@ class Endpoints:
             if properties.get(key) and self._state.get(properties[key].removeprefix("azureml:")) is None:
                 raise ArmError(400, "BadArgument", f"The {key} '{properties[key]}' of the deployment does not exist.")
 
+    @staticmethod
+    def _check_still(before: Body | None) -> None:
+        if before is not None and (state := before["properties"]["provisioningState"]) in MOVING:
+            message = f"The deployment '{before['name']}' is {state.lower()}; wait until that has ended."
+            raise ArmError(409, "Conflict", message)
+
+    def _check_quota(self, rid: ResourceId, body: Body) -> None:
+        """The cores of all deployments of a family, with the service's reserve, stay within the family's quota."""
+        wanted = str(body["properties"]["instanceType"])
+        family, cores, *_ = next(size for name, size in SIZES.items() if name.lower() == wanted.lower())
+        others = [one for one in self._state.of_type(DEPLOYMENT) if one["id"].lower() != str(rid).lower()]
+        held = sum(_cores(one, family) for one in others)
+        needed = _reserved(cores, int((body.get("sku") or {}).get("capacity") or 1))
+        if held + needed > QUOTA:
+            message = f"Not enough quota available for {wanted} in SubscriptionId. Current usage/limit: {held}/{QUOTA}."
+            detail = f"Additional needed: {needed} (20 % of the cores are reserved for upgrades)."
+            raise ArmError(400, "OutOfQuota", f"{message} {detail}")
+
     async def delete_deployment(self, request: Request, rid: ResourceId) -> Response:
         found = self._state.get(str(rid))
         if found is None:
             return Response(status_code=204)
+        self._check_still(found)
         endpoint = self._state.get(rid.parent)
-        if endpoint and endpoint["properties"]["traffic"].get(rid.name):
+        if endpoint and (
+            endpoint["properties"]["traffic"].get(rid.name) or endpoint["properties"]["mirrorTraffic"].get(rid.name)
+        ):
             raise ArmError(
                 409, "Conflict", f"The deployment '{rid.name}' has traffic; move it away before deleting it."
             )
+        found["properties"]["provisioningState"] = "Deleting"
+        self._state.put(str(rid), found, parent=rid.parent)
         headers = self._operations.start(found["location"], self._runner.remove(str(rid)))
         return Response(status_code=202, headers=headers)
 
@@ -230,7 +269,29 @@ class Endpoints:
         deployment, _ = rid.action
         self._arm.existing(deployment)
         wanted = await json_body(request)
-        return JSONResponse({"content": self._runner.log(str(deployment), int(wanted.get("tail") or 100))})
+        container = INITIALIZER if wanted.get("containerType") == "StorageInitializer" else SERVER
+        return JSONResponse({"content": self._runner.log(str(deployment), int(wanted.get("tail") or 100), container)})
+
+
+def _check_mirror(mirror: dict[str, int], traffic: dict[str, int]) -> None:
+    """One deployment, at most half of the requests, and none that has traffic of its own.
+
+    learn.microsoft.com/azure/machine-learning/how-to-safely-rollout-online-endpoints (test with mirrored traffic)
+    """
+    if len(mirror) > 1 or sum(mirror.values()) > 50:
+        raise ArmError(400, "BadArgument", "Traffic is mirrored to one deployment, and 50 % of it at most.")
+    if both := [name for name in mirror if traffic.get(name)]:
+        raise ArmError(400, "BadArgument", f"The deployment '{both[0]}' has traffic, so none can be mirrored to it.")
+
+
+def _reserved(cores: int, instances: int) -> int:
+    return math.ceil(cores * instances * RESERVE)
+
+
+def _cores(deployment: Body, family: str) -> int:
+    """What a deployment takes of a family's quota."""
+    size = SIZES.get(str(deployment["properties"]["instanceType"]), ("", 0))
+    return _reserved(size[1], int(deployment["sku"].get("capacity") or 1)) if size[0] == family else 0
 
 
 def _new_keys() -> Body:

@@ -1,13 +1,18 @@
-"""Deployments as real server processes: image and model laid out, probes followed, crashes restarted."""
+"""Deployments as real server processes: brought up beside what serves already, probed, restarted, drained.
+
+Probes: learn.microsoft.com/azure/machine-learning/reference-yaml-deployment-managed-online (ProbeSettings). A start-up
+is looked at ten times a second here, where Azure waits the probe's period: what may take long is the server, not we.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
-import shutil
 import socket
-from dataclasses import dataclass
+import uuid
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -15,23 +20,61 @@ import httpx
 from emulator.arm.schema import ArmError, Body
 from emulator.blobs import Blobs
 from emulator.home import Home
-from emulator.runner import locations
-from emulator.runner.dockerfile import Image, build
+from emulator.machinelearning.metrics import Metrics
+from emulator.runner.containers import Container, Layout, clear
 from emulator.runner.jobs import parse_duration
 from emulator.runner.process import ManagedProcess, base_environment, identity_environment
 from emulator.state import State
 
 MOST_CRASHES = 3  # in a row, before a deployment counts as failed
+LONGEST_DRAIN = 180.0  # seconds; no request takes longer
+LONGEST_BACKOFF = 30.0  # seconds between restarts; Kubernetes goes up to five minutes
 DEPLOYMENT = "Microsoft.MachineLearningServices/workspaces/onlineEndpoints/deployments"
+INITIALIZER, SERVER = "storage-initializer.txt", "log.txt"  # the logs of Azure's two containers
 
 
 @dataclass
 class Server:
-    """A deployment's running server."""
+    """A deployment's running server. `ready` is what its readiness probe said last; `busy` counts requests in it."""
 
+    container: Container
     process: ManagedProcess
     port: int
-    scoring_path: str
+    ready: bool = True
+    busy: int = 0
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.port}{path}"
+
+    def enter(self) -> None:
+        self.busy += 1
+        self.idle.clear()
+
+    def leave(self) -> None:
+        self.busy -= 1
+        if self.busy == 0:
+            self.idle.set()
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Seconds and counts of a liveness or readiness probe."""
+
+    delay: float
+    period: float
+    timeout: float
+    failures: int
+
+    @classmethod
+    def of(cls, properties: Body, name: str) -> Probe:
+        given = properties[name]
+        delay, period, timeout = (parse_duration(given[key]) or 0.0 for key in ("initialDelay", "period", "timeout"))
+        return cls(delay, max(period, 0.1), max(timeout, 0.1), int(given["failureThreshold"]))
+
+    @property
+    def patience(self) -> float:
+        return self.delay + self.failures * self.period
 
 
 class DeploymentRunner:
@@ -41,6 +84,8 @@ class DeploymentRunner:
         self._inherited = dict(os.environ)
         self._servers: dict[str, Server] = {}
         self._supervisors: dict[str, asyncio.Task[None]] = {}
+        self._client = httpx.AsyncClient(trust_env=False)
+        self.measured = Metrics()
 
     def server(self, deployment_id: str) -> Server | None:
         return self._servers.get(deployment_id.lower())
@@ -58,38 +103,51 @@ class DeploymentRunner:
             await self.create(deployment_id)
 
     async def create(self, deployment_id: str) -> None:
-        """Bring a deployment up until it is ready. Raises ArmError with the cause after setting it to Failed."""
-        await self._stop(deployment_id)
+        """Bring a deployment up until it is ready; one that serves already serves on until then, and also if the new
+        one does not come up. Raises ArmError with the cause after setting the state to Failed.
+        """
+        deployment = self._state.get(deployment_id)
+        assert deployment is not None
         try:
-            deployment = self._state.get(deployment_id)
-            assert deployment is not None
-            image, env, routes = await asyncio.to_thread(self._lay_out, deployment)
-            await self._start_until_ready(deployment, image, env, routes)
+            container = await asyncio.to_thread(self._lay_out, deployment)
+            server = await self._start_until_ready(deployment, container)
         except (ArmError, OSError) as error:
             self._set_state(deployment_id, "Failed")
-            await self._stop(deployment_id)
             if isinstance(error, ArmError):
                 raise
             raise ArmError(500, "InternalServerError", str(error)) from None
+        await self._replace(deployment, server)
         self._set_state(deployment_id, "Succeeded")
 
+    async def _replace(self, deployment: Body, server: Server) -> None:
+        deployment_id = deployment["id"]
+        old, key = self._forget(deployment_id), deployment_id.lower()
+        self._servers[key] = server
+        self._supervisors[key] = asyncio.create_task(self._supervise(deployment, server))
+        if old is not None:
+            await _drain(old)
+            clear(_generation(old.container.cwd, self._folder(deployment_id)))
+
     async def remove(self, deployment_id: str) -> None:
-        await self._stop(deployment_id)
-        shutil.rmtree(self._folder(deployment_id), ignore_errors=True)
+        """No new request reaches it; those in it are answered, then it ends and its files go."""
+        if server := self._forget(deployment_id):
+            await _drain(server)
+        clear(self._folder(deployment_id))
         self._state.delete(deployment_id)
 
     async def stop(self) -> None:
-        await asyncio.gather(*(self._stop(deployment_id) for deployment_id in list(self._servers)))
+        servers = [self._forget(deployment_id) for deployment_id in list(self._servers)]
+        await asyncio.gather(*(server.process.stop() for server in servers if server))
+        await self._client.aclose()
 
-    async def _stop(self, deployment_id: str) -> None:
+    def _forget(self, deployment_id: str) -> Server | None:
         supervisor = self._supervisors.pop(deployment_id.lower(), None)
         if supervisor is not None and supervisor is not asyncio.current_task():
             supervisor.cancel()
-        if server := self._servers.pop(deployment_id.lower(), None):
-            await server.process.stop()
+        return self._servers.pop(deployment_id.lower(), None)
 
-    def log(self, deployment_id: str, tail: int) -> str:
-        path = self._folder(deployment_id) / "log.txt"
+    def log(self, deployment_id: str, tail: int, container: str = SERVER) -> str:
+        path = self._folder(deployment_id) / container
         lines = path.read_text(errors="replace").splitlines() if path.exists() else []
         return "\n".join(lines[-tail:])
 
@@ -99,83 +157,41 @@ class DeploymentRunner:
         parts = deployment_id.lower().split("/")
         return self._home.work / "deployments" / parts[8] / parts[10] / parts[12]
 
-    def _say(self, deployment_id: str, sentence: str) -> None:
+    def _say(self, deployment_id: str, sentence: str, container: str = SERVER) -> None:
         folder = self._folder(deployment_id)
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "log.txt").open("a") as log:
+        with (folder / container).open("a") as log:
             log.write(f"[emulator] {sentence}\n")
 
-    def _lay_out(self, deployment: Body) -> tuple[Image, dict[str, str], Body]:
-        """The container's files: the image's scratch folder, the model below its leaf folder, the environment."""
-        properties, deployment_id = deployment["properties"], deployment["id"]
-        folder, workspace = self._folder(deployment_id), "/".join(deployment_id.split("/")[:9])
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        environment = self._state.get(str(properties.get("environmentId") or ""))
-        definition = environment["properties"] if environment else {}
-        if not definition.get("build"):
-            raise ArmError(
-                400,
-                "BadArgument",
-                "Only deployments whose environment is a build context with a Dockerfile are emulated.",
-            )
-        context = locations.resolve(self._state, workspace, definition["build"]["contextUri"])
-        self._blobs.copy_tree(context.account, context.container, context.path, folder / "context")
-        image = build(folder / "context", definition["build"].get("dockerfilePath") or "Dockerfile", folder / "root")
-        for command in image.skipped:
-            self._say(deployment_id, f"RUN {command} was skipped: the host's own packages stand in")
-        model_env = self._lay_out_model(workspace, properties, folder)
-        identity = self._identity(deployment_id)
-        env = {
-            **base_environment(self._inherited, self._home, self._proxy_port),
-            **{
-                key: self._mapped(image, value) for key, value in image.env.items() if key not in ("PATH", "PYTHONPATH")
-            },
-            **identity_environment(self._state, self._admin_port, identity),
-            **model_env,
-            **(properties.get("environmentVariables") or {}),
-        }
-        return image, env, definition.get("inferenceConfig") or {}
-
-    @staticmethod
-    def _mapped(image: Image, value: str) -> str:
-        """A path that the image holds becomes its place on the host; any other value stays."""
-        return str(image.inside(value)) if value.startswith("/") and image.inside(value).exists() else value
-
-    def _lay_out_model(self, workspace: str, properties: Body, folder: Path) -> dict[str, str]:
-        if not properties.get("model"):
-            return {}
-        asset = properties["model"].removeprefix("azureml:")
-        place = locations.resolve(self._state, workspace, asset)
-        name, version = asset.split("/")[-3], asset.split("/")[-1]
-        base = folder / "azureml-models" / name / version
-        if self._blobs.copy_tree(place.account, place.container, place.path, base / place.leaf) == 0:
-            raise ArmError(400, "ResourceNotFound", f"The model '{name}:{version}' holds no files.")
-        return {"AZUREML_MODEL_DIR": str(base)}
-
-    def _identity(self, deployment_id: str) -> dict[str, str] | None:
-        endpoint = self._state.get("/".join(deployment_id.split("/")[:11]))
-        for ids in (endpoint or {}).get("identity", {}).get("userAssignedIdentities", {}).values():
-            return {"client_id": ids["clientId"], "principal_id": ids["principalId"]}
-        return None
-
-    async def _start_until_ready(self, deployment: Body, image: Image, env: dict[str, str], routes: Body) -> None:
+    def _lay_out(self, deployment: Body) -> Container:
+        """A folder of its own for each attempt: what an earlier one laid out may serve meanwhile."""
         deployment_id = deployment["id"]
-        liveness = (routes.get("livenessRoute") or {}).get("path") or "/"
-        readiness = (routes.get("readinessRoute") or {}).get("path") or liveness
-        scoring = (routes.get("scoringRoute") or {}).get("path") or "/score"
-        probe = deployment["properties"]["readinessProbe"]
-        patience = (parse_duration(probe["initialDelay"]) or 0) + probe["failureThreshold"] * (
-            parse_duration(probe["period"]) or 10
+        folder = self._folder(deployment_id) / uuid.uuid4().hex[:8]
+        layout = Layout(
+            self._state,
+            self._blobs,
+            deployment,
+            folder,
+            say=partial(self._say, deployment_id, container=INITIALIZER),
+            note=partial(self._say, deployment_id),
         )
-        deadline = asyncio.get_running_loop().time() + patience
+        base = base_environment(self._inherited, self._home, self._proxy_port)
+        return layout.container({**base, **identity_environment(self._state, self._admin_port, layout.identity())})
+
+    async def _start_until_ready(self, deployment: Body, container: Container) -> Server:
+        deployment_id, code = deployment["id"], ""
+        readiness = Probe.of(deployment["properties"], "readinessProbe")
+        deadline = asyncio.get_running_loop().time() + readiness.patience
         for attempt in range(1, MOST_CRASHES + 1):
-            server = await self._start(deployment_id, image, env, scoring)
-            code = await self._ready(server, readiness, deadline)
+            server = await self._start(deployment_id, container)
+            try:
+                code = await self._await_ready(server, readiness, deadline)
+            except BaseException:
+                await server.process.stop()
+                raise
             if code == "ready":
-                supervision = self._supervise(deployment_id, image, env, scoring)
-                self._supervisors[deployment_id.lower()] = asyncio.create_task(supervision)
-                return
+                return server
+            await server.process.stop()
             self._say(deployment_id, f"the container {code} (attempt {attempt} of {MOST_CRASHES})")
             if "exited" not in code:
                 break
@@ -187,42 +203,102 @@ class DeploymentRunner:
             f"https://aka.ms/oe-tsg#error-resourcenotready. Log:\n{tail}",
         )
 
-    async def _start(self, deployment_id: str, image: Image, env: dict[str, str], scoring: str) -> Server:
+    async def _start(self, deployment_id: str, container: Container) -> Server:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        own = {**env, "HOST": "127.0.0.1", "PORT": str(port)}
-        log = self._folder(deployment_id) / "log.txt"
-        process = await ManagedProcess.start(self._state, image.argv, cwd=image.cwd, env=own, log=log)
-        server = self._servers[deployment_id.lower()] = Server(process, port, scoring)
-        return server
+        own = {**container.env, "HOST": "127.0.0.1", "PORT": str(port)}
+        log = self._folder(deployment_id) / SERVER
+        process = await ManagedProcess.start(self._state, container.argv, cwd=container.cwd, env=own, log=log)
+        return Server(container, process, port)
 
-    async def _ready(self, server: Server, path: str, deadline: float) -> str:
+    async def _await_ready(self, server: Server, probe: Probe, deadline: float) -> str:
         """Wait for a good answer of the readiness probe; returns "ready" or what happened instead."""
-        url = f"http://127.0.0.1:{server.port}{path}"
-        async with httpx.AsyncClient(trust_env=False, timeout=2) as client:
-            while asyncio.get_running_loop().time() < deadline:
-                if server.process.returncode is not None:
-                    return f"exited with code {await server.process.wait()}"
-                try:
-                    if (await client.get(url)).status_code == 200:
-                        return "ready"
-                except httpx.TransportError:
-                    pass  # not listening yet
-                await asyncio.sleep(0.1)
-        return f"did not answer its readiness probe {path} in time"
+        while asyncio.get_running_loop().time() < deadline:
+            if server.process.returncode is not None:
+                return f"exited with code {_exit_code(await server.process.wait())}"
+            if await self._answers(server, "readiness", probe.timeout):
+                return "ready"
+            await asyncio.sleep(0.1)
+        path = server.container.path("readiness", "/")
+        return f"did not answer its readiness probe in time: HTTP probe of {path} failed with statuscode: 502"
 
-    async def _supervise(self, deployment_id: str, image: Image, env: dict[str, str], scoring: str) -> None:
-        """Start the server again when it exits, as the service restarts a container."""
+    async def _answers(self, server: Server, route: str, timeout: float) -> bool:
+        if not server.container.reaches(route):
+            return False
+        try:
+            reply = await self._client.get(server.url(server.container.path(route, "/")), timeout=timeout)
+        except httpx.TransportError:
+            return False  # not listening yet, or too busy to answer
+        return 200 <= reply.status_code < 400
+
+    async def _supervise(self, deployment: Body, server: Server) -> None:
+        """Watch a server that serves: start it again when it exits or no longer lives, take it out when not ready."""
+        deployment_id, restarts = deployment["id"], 0
         while True:
-            server = self._servers[deployment_id.lower()]
-            code = await server.process.wait()
-            self._say(deployment_id, f"the container exited with code {code} and is started again")
-            await asyncio.sleep(1)
-            await self._start(deployment_id, image, env, scoring)
+            began = asyncio.get_running_loop().time()
+            why = await self._watch(deployment, server)
+            restarts = 0 if asyncio.get_running_loop().time() - began > 60 else restarts + 1
+            server.ready = False
+            await server.process.stop(grace=1)
+            self._say(deployment_id, f"the container {why} and is started again")
+            await asyncio.sleep(min(LONGEST_BACKOFF, 0.5 * 2**restarts))
+            server = self._servers[deployment_id.lower()] = await self._start(deployment_id, server.container)
+            server.ready = False
+
+    async def _watch(self, deployment: Body, server: Server) -> str:
+        """Probe until the container has to be started again; returns why."""
+        live = Probe.of(deployment["properties"], "livenessProbe")
+        ready = Probe.of(deployment["properties"], "readinessProbe")
+        ended = asyncio.ensure_future(server.process.wait())
+        probes = [asyncio.ensure_future(self._watch_live(server, live)), ended]
+        readiness = asyncio.ensure_future(self._watch_ready(server, ready))
+        try:
+            await asyncio.wait(probes, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (*probes, readiness):
+                task.cancel()
+        if not ended.cancelled() and ended.done():
+            return f"exited with code {_exit_code(ended.result())}"
+        return "failed its liveness probe: HTTP probe failed with statuscode: 502"
+
+    async def _watch_live(self, server: Server, probe: Probe) -> None:
+        await asyncio.sleep(probe.delay)
+        failed = 0
+        while failed < probe.failures:
+            failed = 0 if await self._answers(server, "liveness", probe.timeout) else failed + 1
+            await asyncio.sleep(probe.period)
+
+    async def _watch_ready(self, server: Server, probe: Probe) -> None:
+        failed = 0
+        while True:
+            if await self._answers(server, "readiness", probe.timeout):
+                failed, server.ready = 0, True
+            else:
+                failed += 1
+                server.ready = server.ready and failed < probe.failures
+            await asyncio.sleep(probe.period if server.ready else 0.2)
 
     def _set_state(self, deployment_id: str, state: str) -> None:
         found = self._state.get(deployment_id)
         if found is not None:
             found["properties"]["provisioningState"] = state
             self._state.put(deployment_id, found, parent="/".join(deployment_id.split("/")[:11]))
+
+
+async def _drain(server: Server) -> None:
+    """Let the requests that are in it be answered, then end it."""
+    if server.busy:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(server.idle.wait(), LONGEST_DRAIN)
+    await server.process.stop()
+
+
+def _exit_code(code: int) -> int:
+    """As a container's: 128 and the signal's number, so 137 for one that was killed, as for want of memory."""
+    return code if code >= 0 else 128 - code
+
+
+def _generation(inside: Path, folder: Path) -> Path:
+    """The attempt's folder that a path lies in."""
+    return folder / inside.relative_to(folder).parts[0]

@@ -1,0 +1,160 @@
+"""What a deployment's container would hold and start, laid out in a folder of this machine.
+
+The environment's build context (Dockerfile), or, for an MLflow model without one, the server that Azure brings along.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emulator.arm.schema import ArmError, Body
+from emulator.blobs import Blobs
+from emulator.runner import locations
+from emulator.runner.dockerfile import Image, build
+from emulator.runner.permissions import PULL, READ_BLOBS, permits
+from emulator.state import State
+
+MLFLOW_SERVER = Path(__file__).with_name("mlflow_server.py")
+MLFLOW_ROUTES = {"livenessRoute": {"path": "/"}, "readinessRoute": {"path": "/"}, "scoringRoute": {"path": "/score"}}
+
+
+@dataclass(frozen=True)
+class Container:
+    """A command with its folder and variables, and what Azure's probes and its gateway ask of it.
+
+    `port` is what the server listens on by its own image, None where nothing says so; a route to another port finds
+    nothing there.
+    """
+
+    argv: list[str]
+    cwd: Path
+    env: dict[str, str]
+    routes: Body
+    port: int | None
+
+    def path(self, route: str, default: str) -> str:
+        return str((self.routes.get(f"{route}Route") or {}).get("path") or default)
+
+    def reaches(self, route: str) -> bool:
+        asked = (self.routes.get(f"{route}Route") or {}).get("port")
+        return self.port is None or asked is None or int(asked) == self.port
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One deployment and where it is laid out. `say` writes a line into the storage initializer's log, `note` one into
+    the server's.
+    """
+
+    state: State
+    blobs: Blobs
+    deployment: Body
+    folder: Path
+    say: Callable[[str], None]
+    note: Callable[[str], None]
+
+    @property
+    def properties(self) -> Body:
+        found: Body = self.deployment["properties"]
+        return found
+
+    @property
+    def workspace(self) -> str:
+        return "/".join(self.deployment["id"].split("/")[:9])
+
+    @property
+    def endpoint(self) -> Body:
+        return self.state.get("/".join(self.deployment["id"].split("/")[:11])) or {}
+
+    def identity(self) -> dict[str, str] | None:
+        """The endpoint's user-assigned identity, which its deployments act as."""
+        for ids in self.endpoint.get("identity", {}).get("userAssignedIdentities", {}).values():
+            return {"client_id": ids["clientId"], "principal_id": ids["principalId"]}
+        return None
+
+    def container(self, base: Mapping[str, str]) -> Container:
+        """Lay everything out. Raises ArmError with the cause that Azure would name."""
+        self.folder.mkdir(parents=True)
+        self._check_pull()
+        model = self._model()
+        environment = self.state.get(str(self.properties.get("environmentId") or ""))
+        own = {**model, **(self.properties.get("environmentVariables") or {})}
+        if environment is not None:
+            return self._built(environment["properties"], base, own)
+        if self._model_type() == "mlflow_model":
+            return Container([sys.executable, str(MLFLOW_SERVER)], self.folder, {**base, **own}, MLFLOW_ROUTES, None)
+        message = "A deployment needs an environment, unless its model is an MLflow model."
+        raise ArmError(400, "BadArgument", message)
+
+    def _built(self, definition: Body, base: Mapping[str, str], own: Mapping[str, str]) -> Container:
+        if not definition.get("build"):
+            message = "Of environments, those with a build context and a Dockerfile are emulated."
+            raise ArmError(400, "BadArgument", message)
+        place = locations.resolve(self.state, self.workspace, definition["build"]["contextUri"])
+        self.blobs.copy_tree(place.account, place.container, place.path, self.folder / "context")
+        dockerfile = definition["build"].get("dockerfilePath") or "Dockerfile"
+        image = build(self.folder / "context", dockerfile, self.folder / "root")
+        for command in image.skipped:
+            self.note(f"RUN {command} was skipped: the host's own packages stand in")
+        variables = {
+            key: _mapped(image, value) for key, value in image.env.items() if key not in ("PATH", "PYTHONPATH")
+        }
+        env = {**base, **variables, **own}
+        port = env.get("PORT", "")
+        routes = definition.get("inferenceConfig") or {}
+        return Container(image.argv, image.cwd, env, routes, int(port) if port.isdecimal() else None)
+
+    def _model_type(self) -> str:
+        asset = self.state.get(str(self.properties.get("model") or "").removeprefix("azureml:"))
+        kind: Any = (asset or {}).get("properties", {}).get("modelType") or ""
+        return str(kind).lower()
+
+    def _model(self) -> dict[str, str]:
+        """The model below its leaf folder, as the storage initializer leaves it."""
+        if not self.properties.get("model"):
+            return {}
+        asset = self.properties["model"].removeprefix("azureml:")
+        self._check_blobs(asset)
+        place = locations.resolve(self.state, self.workspace, asset)
+        name, version = asset.split("/")[-3], asset.split("/")[-1]
+        base = self.folder / "azureml-models" / name / version
+        self.say(f"Downloading the model {name}:{version}")
+        if (count := self.blobs.copy_tree(place.account, place.container, place.path, base / place.leaf)) == 0:
+            self.say(f"The model {name}:{version} holds no files: ResourceNotFound")
+            raise ArmError(400, "ResourceNotFound", f"The model '{name}:{version}' holds no files.")
+        self.say(f"Downloaded {count} files")
+        return {"AZUREML_MODEL_DIR": str(base)}
+
+    def _check_blobs(self, asset: str) -> None:
+        identity, workspace = self.identity(), self.state.get(self.workspace) or {}
+        scope = str(workspace.get("properties", {}).get("storageAccount") or "")
+        if identity is None or permits(self.state, identity["principal_id"], scope, READ_BLOBS, data=True):
+            return  # a system-assigned identity gets its roles from the service
+        self.say(
+            f"Downloading {asset} failed: HttpResponseError: This request is not authorized to perform this operation "
+            "using this permission. ErrorCode:AuthorizationPermissionMismatch"
+        )
+        message = "Unable to download the model: the endpoint's identity may not read the workspace's blobs (403)."
+        raise ArmError(400, "BadArgument", f"{message} Authorization error: {READ_BLOBS}")
+
+    def _check_pull(self) -> None:
+        identity, workspace = self.identity(), self.state.get(self.workspace) or {}
+        scope = str(workspace.get("properties", {}).get("containerRegistry") or "")
+        if identity is None or not scope or permits(self.state, identity["principal_id"], scope, PULL):
+            return
+        message = "Unable to download user container image: the endpoint's identity may not pull from the registry"
+        raise ArmError(400, "BadArgument", f"{message} {scope.split('/')[-1]}: unauthorized. Missing: AcrPull")
+
+
+def _mapped(image: Image, value: str) -> str:
+    """A path that the image holds becomes its place on the host; any other value stays."""
+    return str(image.inside(value)) if value.startswith("/") and image.inside(value).exists() else value
+
+
+def clear(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
