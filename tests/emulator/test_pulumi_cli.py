@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from emulator.pulumi_cli.__main__ import _parser
 from tests.support.local_azure import ROOT
 from tests.support.pulumi_cli import Pulumi
 from tests.support.pulumi_cli import arm as arm
@@ -421,3 +424,22 @@ def test_the_program_names_no_provider(tmp_path: Path) -> None:
     """Named in Pulumi.yaml, the stand-in would be what real stacks get as well."""
     held = yaml.safe_load((ROOT / "Pulumi.yaml").read_text())
     assert "plugins" not in held and "packages" not in held
+
+
+def test_the_document_names_every_command() -> None:
+    said = (ROOT / "docs" / "emulator-pulumi.md").read_text()
+    table = said[said.index("| command |") : said.index("Left out:")]
+    for command in _commands(_parser()):
+        assert re.search(rf"`[^`]*\b{command.split()[-1]}\b", table), command
+    for left_out in ("import", "state", "plugin"):
+        assert f"`{left_out}`" in said and left_out not in _commands(_parser())
+
+
+def _commands(parser: argparse.ArgumentParser) -> set[str]:
+    """`stack tag get` for each, without the aliases."""
+    found = set()
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, child in {id(child): (name, child) for name, child in [*action.choices.items()][::-1]}.values():
+                found |= {name} | {f"{name} {below}" for below in _commands(child)}
+    return found
