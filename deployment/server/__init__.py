@@ -1,10 +1,15 @@
-"""The server inside the endpoint's container: one ASGI app, one contract, a continuous batcher behind it.
+"""The server inside the endpoint's container: one ASGI app, one contract, an engine behind it.
 
-    contract.py   what callers may say (OpenAI's dialect and the guide's) and what they get back
-    app.py        routes, limits, streaming, cancellation
-    batcher.py    one thread that owns the model and decodes all requests together
-    decoding.py   the next token of a row, and the text of a growing list of tokens
-    model.py      where the model lies and how it is loaded
+    app.py            routes and errors          connections.py   HTTP: slow callers, SIGTERM
+    contract.py       what callers may say       fields.py        its fields, one by one
+    replies.py        what they get back         errors.py        the one error they see
+    serving.py        the way into the engine    answering.py     and out of it: whole, streamed, cancelled
+    rows.py           between the routes and an engine
+    decoding.py       the next token of a row, and the text of a growing list of tokens
+    model.py          where the model lies and what its files say
+    engines.py        which engine, and why
+    transformers_engine.py, batcher.py, cache.py    plain transformers, all requests decoded together
+    machine.py        CPUs and memory
 
 It travels into the image with `training/prompt.py` and `infra/cli.py` and imports nothing else of the project.
 """

@@ -14,15 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deployment.server import engines
 from infra import cli
 
 if TYPE_CHECKING:
-    import uvicorn
-
-    from deployment.server.app import Serving
-
-DRAIN_SECONDS = 175
-"""How long accepted requests may go on after SIGTERM; longer than any of them may take."""
+    from deployment.server.connections import Server
+    from deployment.server.serving import Serving
 
 
 def options(environ: Mapping[str, str]) -> argparse.ArgumentParser:
@@ -32,12 +29,18 @@ def options(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     made.add_argument("--port", type=int, default=environ.get("PORT", "5001"), help="default: $PORT or 5001")
     made.add_argument("--slots", type=int, default=16, help="requests that decode together (default: 16)")
     made.add_argument("--queue", type=int, default=64, help="requests that may wait; more get 429 (default: 64)")
-    made.add_argument("--threads", type=int, help="CPU threads of torch (default: the CPUs of the container)")
+    made.add_argument("--threads", type=int, help="CPU threads of the engine (default: the CPUs of the container)")
+    made.add_argument(
+        "--engine",
+        choices=("auto", *engines.NAMES),
+        default=environ.get("ENGINE", "auto"),
+        help="default: $ENGINE, else by what the model's folder holds",
+    )
     made.add_argument(
         "--dtype",
         choices=("auto", "float32", "bfloat16"),
         default="auto",
-        help="default: bfloat16 on a GPU, else float32",
+        help="of the transformers engine; default: bfloat16 on a GPU and on a CPU that computes in it, else float32",
     )
     return made
 
@@ -46,25 +49,19 @@ def main(argv: list[str]) -> int:
     given = options(os.environ).parse_args(argv)
     signal.signal(signal.SIGTERM, _leave)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request, which ours has already
 
     from deployment.server.model import find_model
 
     folder = find_model(given.model)
     listener = _listen(given.host, given.port)
 
-    import uvicorn
-
-    from deployment.server.app import Serving, create_app
+    from deployment.server.app import create_app
+    from deployment.server.connections import Server
+    from deployment.server.serving import Serving
 
     serving = Serving()
-    config = uvicorn.Config(
-        create_app(serving),
-        access_log=False,
-        log_level="warning",
-        timeout_graceful_shutdown=DRAIN_SECONDS,
-        lifespan="off",
-    )
-    server = uvicorn.Server(config)
+    server = Server(create_app(serving), serving)
     failed: list[str] = []
     # /health must answer while the model loads, or the platform kills a container that is only slow to start
     threading.Thread(target=_load, args=(given, folder, serving, server, failed), daemon=True).start()
@@ -96,20 +93,19 @@ def _leave(number: int, frame: object) -> None:
     sys.exit(0)
 
 
-def _load(given: argparse.Namespace, folder: Path, serving: Serving, server: uvicorn.Server, failed: list[str]) -> None:
+def _load(given: argparse.Namespace, folder: Path, serving: Serving, server: Server, failed: list[str]) -> None:
     """Load the model beside the running server; a model that cannot be loaded ends the server."""
-    from deployment.server.model import load
-
+    log = logging.getLogger("deployment.server")
     began = time.monotonic()
     try:
-        loaded = load(folder, dtype=given.dtype, threads=given.threads)
+        engine, reason = engines.choose(given.engine, folder)
+        log.info("engine=%s: %s", engine, reason)
+        loaded = engines.load(engine, folder, dtype=given.dtype, threads=given.threads)
         serving.start(loaded, slots=given.slots, queue=given.queue)
     except cli.UserError as error:
         failed.append(str(error))
     else:
-        logging.getLogger("deployment.server").info(
-            "ready model=%s context=%d seconds=%.1f", loaded.name, loaded.context, time.monotonic() - began
-        )
+        log.info("ready model=%s context=%d seconds=%.1f", loaded.name, loaded.context, time.monotonic() - began)
         return
     finally:
         if serving.engine is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -19,17 +20,15 @@ class Choice:
 
     temperature: float
     top_p: float
-    generator: torch.Generator | None
+    seed: int | None
 
-    @classmethod
-    def make(cls, temperature: float, top_p: float, seed: int | None) -> Choice:
-        if temperature == 0:
-            return cls(0.0, 1.0, None)
+    @cached_property
+    def generator(self) -> torch.Generator:
         import torch
 
         generator = torch.Generator()
-        _ = generator.seed() if seed is None else generator.manual_seed(seed)
-        return cls(temperature, top_p, generator)
+        _ = generator.seed() if self.seed is None else generator.manual_seed(self.seed)
+        return generator
 
 
 def next_tokens(logits: torch.Tensor, choices: Sequence[Choice]) -> list[int]:
@@ -42,7 +41,7 @@ def next_tokens(logits: torch.Tensor, choices: Sequence[Choice]) -> list[int]:
     """
     greedy: list[int] = logits.argmax(dim=-1).tolist()
     return [
-        token if choice.generator is None else _sample(logits[row], choice)
+        token if choice.temperature == 0 else _sample(logits[row], choice)
         for row, (token, choice) in enumerate(zip(greedy, choices, strict=True))
     ]
 
@@ -51,7 +50,6 @@ def _sample(logits: torch.Tensor, choice: Choice) -> int:
     """One draw from softmax(logits / temperature), cut to the smallest set of tokens whose mass reaches top_p."""
     import torch
 
-    assert choice.generator is not None
     mass, order = torch.softmax(logits.float().cpu() / choice.temperature, dim=-1).sort(descending=True, stable=True)
     mass[mass.cumsum(dim=-1) - mass >= choice.top_p] = 0.0  # the first token always stays: nothing lies before it
     drawn = torch.multinomial(mass, 1, generator=choice.generator)

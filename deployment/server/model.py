@@ -1,4 +1,4 @@
-"""Where the model lies and how it is loaded."""
+"""Where the model lies, and what its files say about it: the same for every engine."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ from infra.cli import WRONG_USE, UserError
 from training.prompt import Tokenizer, stop_ids
 
 if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
+    from deployment.server.rows import Engine
 
-
-WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "openvino_model.bin")
 
 
 @dataclass(frozen=True)
@@ -30,19 +28,22 @@ class Defaults:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to generate.
+    """A model ready to generate, whatever engine it was loaded for.
 
     `decoder` is a second tokenizer: `encode` switches a flag inside the shared backend, so the thread that decodes
     needs its own. `context` is in tokens, prompt and answer together.
     """
 
     name: str
-    model: PreTrainedModel
     encoder: Tokenizer
     decoder: Decoder
     context: int
     stop_ids: frozenset[int]
     defaults: Defaults
+
+    def start(self, slots: int, queue: int) -> Engine:
+        """An engine that decodes `slots` requests together and lets `queue` more wait."""
+        raise NotImplementedError
 
 
 def find_model(given: Path | None, environ: Mapping[str, str] = os.environ) -> Path:
@@ -74,61 +75,34 @@ def find_model(given: Path | None, environ: Mapping[str, str] = os.environ) -> P
     return folder
 
 
-def cpu_quota() -> int:
-    """CPUs that this process may use: its affinity mask, cut by the container's quota (cgroup v2), at least 1.
-
-    More torch threads than that make every step wait for descheduled ones: 2 threads on one contended core were
-    measured 20 times slower than one.
-    """
-    affinity = getattr(os, "sched_getaffinity", None)
-    cpus = len(affinity(0)) if affinity else (os.cpu_count() or 1)
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cpus = min(cpus, int(quota) // int(period))
-    except (OSError, ValueError):
-        pass  # no cgroup v2, or no quota ("max")
-    return max(1, cpus)
-
-
-def load(folder: Path, *, dtype: str = "auto", threads: int | None = None) -> LoadedModel:
-    """Load the model in `folder`, onto a GPU if there is one.
-
-    Args:
-        dtype: `float32`, `bfloat16`, or `auto`: bfloat16 on a GPU, float32 on a CPU (where bfloat16 is faster only
-            with AVX512-BF16, and slower than float32 without).
-        threads: torch's CPU threads; `cpu_quota()` if None. OMP_NUM_THREADS, when set, is left to rule.
+def described(folder: Path) -> dict[str, Any]:
+    """The fields of LoadedModel, from the configuration and the tokenizer in `folder`; the weights are not touched.
 
     Raises:
-        UserError: the files are not a causal language model with a Phi-3 tokenizer.
+        UserError: the files are not a causal language model's with a Phi-3 tokenizer.
     """
-    import torch
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-    if threads or not os.environ.get("OMP_NUM_THREADS"):
-        torch.set_num_threads(threads or cpu_quota())
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    kind = _dtype(torch, dtype, device)
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=kind, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
         encoder, decoder = (cast(Any, AutoTokenizer).from_pretrained(folder, local_files_only=True) for _ in range(2))
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"the model in {folder} cannot be loaded: {error}") from None
-    cast(Any, model).to(device).eval()
-    return LoadedModel(
-        name=folder.name,
-        model=model,
-        encoder=encoder,
-        decoder=decoder,
-        context=context_length(model.config),
-        stop_ids=_stop_ids(model, encoder, folder),
-        defaults=_defaults(model),
-    )
+        has_own = (folder / "generation_config.json").is_file()
+        generation = GenerationConfig.from_pretrained(folder) if has_own else GenerationConfig.from_model_config(config)
+        ids = _stop_ids(generation, encoder)
+    except (OSError, ValueError, KeyError) as error:
+        raise cannot_load(folder, error) from None
+    return {
+        "name": folder.name,
+        "encoder": encoder,
+        "decoder": decoder,
+        "context": context_length(config),
+        "stop_ids": ids,
+        "defaults": _defaults(generation),
+    }
 
 
-def _dtype(torch_module: Any, name: str, device: str) -> torch.dtype:
-    chosen = name if name != "auto" else ("bfloat16" if device == "cuda" else "float32")
-    return cast("torch.dtype", getattr(torch_module, chosen))
+def cannot_load(folder: Path, error: Exception) -> UserError:
+    return UserError(f"the model in {folder} cannot be loaded: {error}")
 
 
 def context_length(config: Any) -> int:
@@ -147,20 +121,15 @@ def context_length(config: Any) -> int:
     return min(extended, int(original or extended))
 
 
-def _stop_ids(model: PreTrainedModel, tokenizer: Tokenizer, folder: Path) -> frozenset[int]:
+def _stop_ids(generation: Any, tokenizer: Tokenizer) -> frozenset[int]:
     """The ids that end an answer: those of generation_config, and Phi-3's `<|end|>` and `<|endoftext|>`."""
-    config = model.generation_config
-    eos = config.eos_token_id if config is not None else None
+    eos = generation.eos_token_id
     configured = [eos] if isinstance(eos, int) else list(eos or [])
-    try:
-        return frozenset([*configured, *stop_ids(tokenizer)])
-    except ValueError as error:
-        raise UserError(f"the model in {folder} cannot be served: {error}") from None
+    return frozenset([*configured, *stop_ids(tokenizer)])
 
 
-def _defaults(model: PreTrainedModel) -> Defaults:
+def _defaults(generation: Any) -> Defaults:
     """The model's own generation_config; greedy if that does not say `do_sample`."""
-    config = model.generation_config
-    if config is None or not config.do_sample:
+    if not generation.do_sample:
         return Defaults(0.0, 1.0)
-    return Defaults(float(config.temperature or 1.0), float(config.top_p or 1.0))
+    return Defaults(float(generation.temperature or 1.0), float(generation.top_p or 1.0))

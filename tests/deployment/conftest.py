@@ -15,7 +15,9 @@ import pytest
 import uvicorn
 
 from deployment.server.app import Limits, Serving, create_app
-from deployment.server.model import LoadedModel, load
+from deployment.server.connections import Protocol
+from deployment.server.model import LoadedModel
+from deployment.server.transformers_engine import TransformersModel, load
 from training.small_model import make_small_model
 
 CORPUS = (
@@ -33,8 +35,8 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def loaded(model_folder: Path) -> LoadedModel:
-    return load(model_folder, threads=1)
+def loaded(model_folder: Path) -> TransformersModel:
+    return load(model_folder, dtype="float32", threads=1)
 
 
 @dataclass
@@ -49,7 +51,7 @@ def serve(loaded: LoadedModel, *, limits: Limits | None = None, slots: int = 4, 
     """A real uvicorn on a free loopback port."""
     serving = Serving(limits or Limits())
     serving.start(loaded, slots=slots, queue=queue)
-    config = uvicorn.Config(create_app(serving), port=0, log_level="error", lifespan="off")
+    config = uvicorn.Config(create_app(serving), port=0, http=Protocol, ws="none", log_level="error", lifespan="off")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -11,23 +11,24 @@ from typing import Any, cast
 import pytest
 import torch
 
-from deployment.server.batcher import Batcher, EngineStopped, Event, Failed, Finished, QueueFull, Row, Text
+from deployment.server.batcher import Batcher
 from deployment.server.decoding import Choice, TextStream
-from deployment.server.model import LoadedModel
+from deployment.server.rows import EngineStopped, Event, Failed, Finished, QueueFull, Row, Text
+from deployment.server.transformers_engine import TransformersModel
 from training.prompt import encode_prompt
 
 WORDS = ("who", "founded", "microsoft", "the", "capital", "of", "france", "spider", "legs", "hello", "paris", "1975")
 
 
 @pytest.fixture
-def engine(loaded: LoadedModel) -> Iterator[Batcher]:
+def engine(loaded: TransformersModel) -> Iterator[Batcher]:
     made = Batcher(loaded.model, loaded.stop_ids, slots=4, queue=64)
     yield made
     made.close()
 
 
 def row(
-    loaded: LoadedModel,
+    loaded: TransformersModel,
     text: str,
     max_tokens: int = 16,
     *,
@@ -37,7 +38,7 @@ def row(
 ) -> tuple[Row, queue.Queue[Event]]:
     events: queue.Queue[Event] = queue.Queue()
     prompt = encode_prompt(loaded.encoder, [{"role": "user", "content": text}])
-    choice = Choice.make(temperature, 0.9, seed)
+    choice = Choice(temperature, 0.9, seed)
     return Row(prompt, max_tokens, choice, TextStream(loaded.decoder, stops), events.put), events
 
 
@@ -49,7 +50,7 @@ def finish(events: queue.Queue[Event]) -> tuple[str, Finished]:
     return text, event
 
 
-def generated(loaded: LoadedModel, prompt: Sequence[int], max_tokens: int) -> list[int]:
+def generated(loaded: TransformersModel, prompt: Sequence[int], max_tokens: int) -> list[int]:
     with torch.inference_mode():
         output = cast(Any, loaded.model).generate(
             torch.tensor([list(prompt)]),
@@ -61,7 +62,7 @@ def generated(loaded: LoadedModel, prompt: Sequence[int], max_tokens: int) -> li
 
 
 def test_greedy_text_is_that_of_generate_when_requests_join_and_leave_at_random(
-    loaded: LoadedModel, engine: Batcher
+    loaded: TransformersModel, engine: Batcher
 ) -> None:
     dice = random.Random(7)
     asked = [(" ".join(dice.choices(WORDS, k=dice.randint(1, 40))), dice.randint(1, 30)) for _ in range(40)]
@@ -83,7 +84,7 @@ def test_greedy_text_is_that_of_generate_when_requests_join_and_leave_at_random(
         assert end.completion_tokens == len(expected)
 
 
-def test_a_seed_gives_the_same_text_alone_and_in_company(loaded: LoadedModel, engine: Batcher) -> None:
+def test_a_seed_gives_the_same_text_alone_and_in_company(loaded: TransformersModel, engine: Batcher) -> None:
     alone, events = row(loaded, "hello", temperature=1.0, seed=3)
     engine.submit([alone])
     finish(events)
@@ -95,7 +96,7 @@ def test_a_seed_gives_the_same_text_alone_and_in_company(loaded: LoadedModel, en
     assert company[0][0].generated != alone.generated
 
 
-def test_a_stop_string_cuts_the_text_and_ends_the_row(loaded: LoadedModel, engine: Batcher) -> None:
+def test_a_stop_string_cuts_the_text_and_ends_the_row(loaded: TransformersModel, engine: Batcher) -> None:
     free, events = row(loaded, "hello", 24)
     engine.submit([free])
     text, _ = finish(events)
@@ -108,7 +109,7 @@ def test_a_stop_string_cuts_the_text_and_ends_the_row(loaded: LoadedModel, engin
     assert len(cut.generated) < len(free.generated)
 
 
-def test_stop_ids_end_a_row_and_give_no_text(loaded: LoadedModel) -> None:
+def test_stop_ids_end_a_row_and_give_no_text(loaded: TransformersModel) -> None:
     made, events = row(loaded, "hello", 24)
     expected = generated(loaded, made.prompt, 24)
     engine = Batcher(loaded.model, frozenset([expected[5]]))
@@ -121,7 +122,7 @@ def test_stop_ids_end_a_row_and_give_no_text(loaded: LoadedModel) -> None:
     assert text == whole or "\ufffd" in whole
 
 
-def test_a_thousand_random_cancels_leave_nothing_behind(loaded: LoadedModel, engine: Batcher) -> None:
+def test_a_thousand_random_cancels_leave_nothing_behind(loaded: TransformersModel, engine: Batcher) -> None:
     dice = random.Random(3)
     live: list[Row] = []
     for number in range(1000):
@@ -146,7 +147,7 @@ def test_a_thousand_random_cancels_leave_nothing_behind(loaded: LoadedModel, eng
     assert finish(events)[1].completion_tokens == 4
 
 
-def test_a_full_queue_refuses_all_rows_of_a_request(loaded: LoadedModel) -> None:
+def test_a_full_queue_refuses_all_rows_of_a_request(loaded: TransformersModel) -> None:
     engine = Batcher(loaded.model, loaded.stop_ids, slots=1, queue=2)
     rows = [row(loaded, "hello", 200)[0] for _ in range(4)]
     with pytest.raises(QueueFull):
@@ -157,7 +158,7 @@ def test_a_full_queue_refuses_all_rows_of_a_request(loaded: LoadedModel) -> None
 
 
 def test_a_failing_batch_is_told_and_the_engine_goes_on(
-    loaded: LoadedModel, engine: Batcher, monkeypatch: pytest.MonkeyPatch
+    loaded: TransformersModel, engine: Batcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(loaded.model, "forward", _out_of_memory)
@@ -173,7 +174,7 @@ def _out_of_memory(*_: object, **__: object) -> None:
     raise torch.OutOfMemoryError("no memory")
 
 
-def test_closing_tells_everyone_and_takes_no_more(loaded: LoadedModel) -> None:
+def test_closing_tells_everyone_and_takes_no_more(loaded: TransformersModel) -> None:
     engine = Batcher(loaded.model, loaded.stop_ids, slots=1)
     told = [row(loaded, "hello", 2000) for _ in range(3)]
     engine.submit([made for made, _ in told])

@@ -48,12 +48,12 @@ def test_nothing_of_a_stop_string_comes_out(text: str, stops: list[str], expecte
 
 def test_a_small_top_p_leaves_only_the_best_token() -> None:
     logits = torch.tensor([[0.0, 3.0, 1.0]])
-    assert {next_tokens(logits, [Choice.make(1.0, 0.01, seed)])[0] for seed in range(20)} == {1}
+    assert {next_tokens(logits, [Choice(1.0, 0.01, seed)])[0] for seed in range(20)} == {1}
 
 
 def test_sampling_follows_the_probabilities() -> None:
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.2]]))
-    choice = Choice.make(1.0, 1.0, 0)
+    choice = Choice(1.0, 1.0, 0)
     drawn = [next_tokens(logits, [choice])[0] for _ in range(3000)]
     for token, share in enumerate([0.5, 0.3, 0.2]):
         assert drawn.count(token) / 3000 == pytest.approx(share, abs=0.04)
@@ -61,7 +61,7 @@ def test_sampling_follows_the_probabilities() -> None:
 
 def test_rows_choose_for_themselves() -> None:
     logits = torch.tensor([[0.0, 9.0], [9.0, 0.0]])
-    choices = [Choice.make(0.0, 1.0, None), Choice.make(1.0, 0.5, 1)]
+    choices = [Choice(0.0, 1.0, None), Choice(1.0, 0.5, 1)]
     for pair in itertools.repeat(None, 5):
         assert pair is None
         assert next_tokens(logits, choices) == [1, 0]

@@ -37,13 +37,15 @@ def answer_to(loaded: LoadedModel, client: httpx.Client, **body: Any) -> str:
 
 
 @pytest.mark.parametrize("route", SCORING_ROUTES)
-def test_every_scoring_route_takes_both_dialects(client: httpx.Client, route: str) -> None:
+def test_every_scoring_route_takes_all_dialects(client: httpx.Client, route: str) -> None:
     chat = client.post(route, json=SHORT).json()
+    registry = {"input_data": {"input_string": [QUESTION], "parameters": {"max_new_tokens": 8}}, "params": {}}
     guide = client.post(
         route, json={"input_data": ["Who founded Microsoft?", QUESTION], "params": {"max_new_tokens": 8}}
     ).json()
     text = chat["choices"][0]["message"]["content"]
     assert guide == [text, text]
+    assert client.post(route, json=registry).json() == {"output": text}
     assert chat["object"] == "chat.completion"
     assert chat["usage"]["total_tokens"] == chat["usage"]["prompt_tokens"] + 8
 
@@ -54,6 +56,19 @@ def test_the_guide_gets_its_question_back_when_it_asks_for_it(client: httpx.Clie
     params["return_full_text"] = True
     (full,) = client.post("/score", json={"input_data": ["hello"], "params": params}).json()
     assert full == "hello" + plain
+
+
+def test_the_registry_guides_body_holds_one_conversation_or_several(client: httpx.Client) -> None:
+    parameters = {"temperature": 0.6, "top_p": 0.9, "do_sample": False, "max_new_tokens": 8}
+
+    def output(value: object) -> object:
+        body = {"input_data": {"input_string": value, "parameters": parameters}, "params": {}}
+        return client.post("/score", json=body).json()["output"]
+
+    text = output(QUESTION)
+    assert isinstance(text, str) and text
+    assert output([QUESTION]) == output(["Who founded Microsoft?"]) == text
+    assert output([QUESTION, QUESTION]) == [text, text]
 
 
 def test_the_openai_client_chats(sdk: openai.OpenAI) -> None:
@@ -97,6 +112,13 @@ BAD: dict[str, tuple[bytes, int, str]] = {
     "no items": (b'{"input_data": []}', 400, "not empty"),
     "items of the wrong type": (b'{"input_data": [7]}', 400, "input_data[0]"),
     "params of the wrong type": (b'{"input_data": ["x"], "params": 1}', 400, "params"),
+    "too many items": (b'{"input_data": [' + b'"x",' * 16 + b'"x"]}', 400, "16 is the limit"),
+    "a guide's body that streams": (b'{"input_data": ["x"], "stream": true}', 400, "stream"),
+    "no input_string": (b'{"input_data": {}}', 400, "input_string"),
+    "an unknown role in input_string": (b'{"input_data": {"input_string": [{"role": "x"}]}}', 400, "input_string"),
+    "parameters of the wrong type": (b'{"input_data": {"input_string": ["x"], "parameters": 1}}', 400, "parameters"),
+    "an answer at the end": (b'{"messages": [{"role": "assistant", "content": "x"}]}', 400, "nothing to answer"),
+    "a number with 10,000 digits": (b'{"messages": [], "seed": ' + b"9" * 10_000 + b"}", 400, "valid JSON"),
 }
 FIELDS: dict[str, tuple[Any, str]] = {
     "max_tokens": (-1, "at least 1"),
@@ -120,6 +142,24 @@ def check_error(reply: httpx.Response, status: int, words: str) -> None:
     error = reply.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert words in error["message"] or words in str(error["param"])
+
+
+SECRET = "zanzibar"
+ECHOES: dict[str, bytes] = {
+    "in JSON that breaks off": b'{"messages": [{"role": "user", "content": "zanzibar',
+    "as a role": b'{"messages": [{"role": "zanzibar", "content": "x"}]}',
+    "beside a wrong field": b'{"messages": [{"role": "user", "content": "zanzibar"}], "top_p": "zanzibar"}',
+    "as a stop string": b'{"messages": [{"role": "user", "content": "x"}], "stop": ["zanzibar", 1]}',
+    "as an item": b'{"input_data": ["zanzibar", 7], "params": {}}',
+    "as a dialect": b'{"zanzibar": 1}',
+}
+
+
+@pytest.mark.parametrize("name", ECHOES)
+def test_errors_never_repeat_what_the_caller_said(client: httpx.Client, name: str) -> None:
+    reply = client.post("/score", content=ECHOES[name])
+    assert reply.status_code == 400
+    assert SECRET not in reply.text
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -230,6 +270,78 @@ def test_a_caller_who_leaves_frees_the_slot(server: Server, stream: bool) -> Non
             assert time.monotonic() < deadline
             time.sleep(0.005)
     assert wait_idle(server, 2) < 1
+
+
+def test_a_fault_of_ours_is_a_shaped_500_and_neither_reply_nor_log_has_the_text(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError(SECRET)
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.DEBUG):
+        patch.setattr("deployment.server.serving.encode_prompt", broken)
+        reply = client.post("/score", json={"messages": [{"role": "user", "content": SECRET}]})
+    check_error(reply, 500, "mistake")
+    assert "KeyError" in caplog.text
+    assert SECRET not in caplog.text + reply.text
+    assert client.post("/score", json=SHORT).status_code == 200
+
+
+def test_a_stream_that_takes_too_long_ends_with_an_error_and_frees_its_slot(loaded: LoadedModel) -> None:
+    with serve(loaded, limits=Limits(answer_seconds=0.5)) as late:
+        with httpx.Client(base_url=late.url, timeout=30, trust_env=False) as asking:
+            reply = asking.post("/score", json={**LONG, "stream": True})
+        *_, last = (line for line in reply.text.splitlines() if line)
+        assert "deadline" in json.loads(last.removeprefix("data: "))["error"]["message"]
+        wait_idle(late, 2)
+
+
+def test_the_deadline_counts_from_the_requests_beginning(loaded: LoadedModel) -> None:
+    def slowly() -> Iterator[bytes]:
+        body = json.dumps(LONG).encode()
+        yield body[:10]
+        time.sleep(0.6)
+        yield body[10:]
+
+    with (
+        serve(loaded, limits=Limits(answer_seconds=1)) as late,
+        httpx.Client(base_url=late.url, timeout=30, trust_env=False) as asking,
+    ):
+        began = time.monotonic()
+        check_error(asking.post("/score", content=slowly()), 504, "not finished")
+        assert time.monotonic() - began < 1.5
+
+
+def test_a_body_that_comes_too_slowly_is_given_up(loaded: LoadedModel) -> None:
+    def trickle() -> Iterator[bytes]:
+        for _ in range(20):
+            yield b" "
+            time.sleep(0.1)
+
+    with (
+        serve(loaded, limits=Limits(body_seconds=0.4)) as patient,
+        httpx.Client(base_url=patient.url, timeout=30, trust_env=False) as asking,
+    ):
+        check_error(asking.post("/score", content=trickle()), 408, "did not arrive")
+        assert asking.post("/score", json=SHORT).status_code == 200
+
+
+def test_a_caller_who_stops_reading_its_stream_does_not_keep_its_connection(loaded: LoadedModel) -> None:
+    body = json.dumps({**LONG, "stream": True}).encode()
+    with serve(loaded, limits=Limits(answer_seconds=1)) as busy:
+        host, port = busy.url.removeprefix("http://").split(":")
+        caller = socket.socket()
+        caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        with caller:
+            caller.connect((host, int(port)))
+            caller.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+            deadline = time.monotonic() + 5
+            while not busy.process.server_state.tasks:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            while busy.process.server_state.tasks:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
 
 
 def test_logs_hold_counts_and_no_text(client: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:

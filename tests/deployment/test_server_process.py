@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from deployment.image import stage_context
-from deployment.server.model import load
+from deployment.server.transformers_engine import load
 from infra.cli import UserError
 from tests.deployment.conftest import free_port
 
@@ -79,6 +79,25 @@ def test_live_before_ready_and_no_accepted_request_is_lost_on_sigterm(
     assert started.stderr is not None
     assert "hello" not in (log := started.stderr.read())
     assert "Traceback" not in log
+
+
+def test_requests_that_come_while_it_stops_are_answered_too(
+    process: tuple[subprocess.Popen[str], httpx.Client],
+) -> None:
+    started, client = process
+    wait_for(client, "/ready", 60)
+    body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 20}
+    started.send_signal(signal.SIGTERM)
+    deadline, answered = time.monotonic() + 30, 0
+    while time.monotonic() < deadline:
+        try:
+            reply = httpx.post(str(client.base_url.join("/score")), json=body, timeout=30, trust_env=False)
+        except httpx.ConnectError:
+            break  # refused: the caller knows at once that nothing was accepted
+        assert reply.json()["usage"]["completion_tokens"] == 20
+        answered += 1
+    assert answered >= 3
+    assert started.wait(10) == 0
 
 
 def run_server(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
