@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 import threading
-import time
 from collections.abc import Callable
 
 from infra.cli import say
@@ -25,7 +25,7 @@ class Delivery:
     def __init__(self, deliver: Callable[[], None], where: str) -> None:
         self._deliver, self._where = deliver, where
         self._thread = threading.Thread(target=self._work, name=where, daemon=True)
-        self._news, self._closing = threading.Event(), threading.Event()
+        self._news, self._closing, self._over = threading.Event(), threading.Event(), threading.Event()
         self.fault = ""
         """Why it does not succeed at present."""
 
@@ -44,11 +44,12 @@ class Delivery:
         self._closing.set()
         self._news.set()
         self._thread.join(patience)
+        self._over.set()
         return not self._thread.is_alive()
 
     def _work(self) -> None:
         wait = FIRST_WAIT
-        while True:
+        while not self._over.is_set():
             closing = self._closing.is_set()
             if self._tried():
                 if closing:
@@ -58,28 +59,37 @@ class Delivery:
                 self._news.wait()
                 self._news.clear()
             elif closing:
-                time.sleep(LAST_WAIT)
+                self._over.wait(LAST_WAIT)
             else:
                 self._closing.wait(wait)
                 wait = min(2 * wait, LONGEST_WAIT)
 
     def _tried(self) -> bool:
+        before, self.fault = self.fault, self._failure()
+        if self._over.is_set():  # nobody waits for it any more
+            return not self.fault
+        if self.fault and not before:
+            say(f"{self._where} does not answer ({self.fault}): it is asked again in the background")
+        if before and not self.fault:
+            say(f"{self._where} answers again")
+        return not self.fault
+
+    def _failure(self) -> str:
         try:
             self._deliver()
         except Exception as error:  # noqa: BLE001  whatever a receiver does, nobody else fails by it
-            before, self.fault = self.fault, reason(error)
-            if not before:
-                say(f"{self._where} does not answer ({self.fault}): it is asked again in the background")
-            return False
-        if self.fault:
-            say(f"{self._where} answers again")
-        self.fault = ""
-        return True
+            return reason(error)
+        return ""
 
 
 def reason(error: BaseException) -> str:
-    """The first cause of an error, in one short line."""
+    """The first cause of an error, in one short line, without secrets."""
     while cause := error.__cause__ or error.__context__:
         error = cause
     lines = str(error).splitlines() or [type(error).__name__]
-    return lines[0][:200]
+    return without_secrets(lines[0])[:200]
+
+
+def without_secrets(text: str) -> str:
+    """A text without what may be secret in the addresses that it names: user and password, and the query."""
+    return re.sub(r"(?<=//)\S*@|\?\S+", "", text)

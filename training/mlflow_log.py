@@ -18,7 +18,6 @@ import contextlib
 import json
 import logging
 import os
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from infra.cli import say
-from training.delivery import Delivery, reason
+from training.delivery import Delivery, reason, without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -43,9 +42,13 @@ UNKNOWN_RUN = "RESOURCE_DOES_NOT_EXIST"
 
 @dataclass(frozen=True)
 class Described:
-    """What MLflow is told of a run besides its metrics; `texts` are small files by their names."""
+    """What MLflow is told of a run besides its metrics; `texts` are small files by their names.
+
+    `identity`: what is equal when a run goes on from an earlier start.
+    """
 
     name: str
+    identity: Mapping[str, str]
     params: Mapping[str, Any]
     tags: Mapping[str, str]
     texts: Mapping[str, str]
@@ -75,6 +78,8 @@ def load() -> str | None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # stdout is for the verb's result
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     try:
         import mlflow
     except ImportError:
@@ -84,19 +89,14 @@ def load() -> str | None:
     return without_secrets(mlflow.get_tracking_uri())
 
 
-def without_secrets(uri: str) -> str:
-    """An address without the user name and password that it may hold."""
-    return re.sub(r"//[^/@]*@", "//", uri)
-
-
 class MlflowLog:
-    """One run in MLflow. `rows` grows while the run trains; `state_file` remembers how many were delivered."""
+    """One run in MLflow. `rows` grows while the run trains; `state_file` remembers up to which step they were taken."""
 
     def __init__(self, described: Described, rows: Sequence[Row], state_file: Path, where: str) -> None:
         self._described, self._rows, self._state_file, self._where = described, rows, state_file, where
         self.delivery = Delivery(self._deliver, f"MLflow at {where}")
         self._client: MlflowClient | None = None
-        self._run_id, self._sent = "", 0
+        self._run_id, self._step = "", -1
         self._done: set[str] = set()
         self._names: set[str] = set()
         self._ending: Ending | None = None
@@ -105,8 +105,8 @@ class MlflowLog:
         """Deliver the rest, waiting `patience` seconds for it at most, and say what was not taken."""
         self._ending = ending
         if not self.delivery.finish(patience):
-            left = len(self._rows) - self._sent
-            what = f"{left} of {len(self._rows)} rows of metrics" if left > 0 else "the end of the run"
+            left = len(self._waiting())
+            what = f"{left} of {len(self._rows)} rows of metrics" if left else "the end of the run"
             why = self.delivery.fault or "no answer"
             say(f"MLflow at {self._where} has not taken {what} ({why}): all of it is beside the model")
 
@@ -114,12 +114,15 @@ class MlflowLog:
         ending = self._ending
         client = self._client = self._client or self._connected()
         self._once("the description", lambda: self._describe(client))
-        while self._sent < len(self._rows):
-            self._send_rows(client)
+        while waiting := self._waiting():
+            self._send(client, waiting)
         for name, text in self._described.texts.items():
             self._once(name, lambda name=name, text=text: client.log_text(self._run_id, text, name))  # type: ignore[misc]
         if ending:
             self._send_end(client, ending)
+
+    def _waiting(self) -> list[Row]:
+        return [row for row in self._rows if row["step"] > self._step]
 
     def _connected(self) -> MlflowClient:
         """A client, with the run that is Azure ML's, that an earlier start began, or a new one."""
@@ -128,14 +131,14 @@ class MlflowLog:
         client = MlflowClient()
         known = _read(self._state_file)
         self._run_id = os.environ.get("MLFLOW_RUN_ID") or self._begun(client, known)
-        self._sent = int(known.get("rows", 0)) if known.get("run_id") == self._run_id else 0
+        self._step = int(known["step"]) if known.get("run_id") == self._run_id else -1
         self._remember()
         return client
 
     def _begun(self, client: MlflowClient, known: Mapping[str, Any]) -> str:
         from mlflow.exceptions import MlflowException
 
-        if known.get("where") == self._where:
+        if known.get("where") == self._where and known["identity"] == self._described.identity:
             try:
                 client.update_run(known["run_id"], status="RUNNING")
                 return str(known["run_id"])
@@ -152,18 +155,21 @@ class MlflowLog:
         params: list[Any] = [Param(key, str(value)[:MAX_VALUE]) for key, value in self._described.params.items()]  # type: ignore[no-untyped-call]
         tags: list[Any] = [RunTag(key, value[:MAX_VALUE]) for key, value in self._described.tags.items()]  # type: ignore[no-untyped-call]
         client.log_batch(self._run_id, tags=tags)
+        if len(params) > MAX_PARAMS:
+            say(f"{len(params) - MAX_PARAMS} parameters are beside the model alone: MLflow has {MAX_PARAMS} of a run")
         for first in range(0, min(len(params), MAX_PARAMS), PARAMS_A_REQUEST):
             client.log_batch(self._run_id, params=params[first : first + PARAMS_A_REQUEST])
 
-    def _send_rows(self, client: MlflowClient) -> None:
+    def _send(self, client: MlflowClient, waiting: Sequence[Row]) -> None:
         """As many rows as one request may hold."""
-        first, metrics = self._sent, self._metrics(self._rows[self._sent])
-        last = first + 1
-        while last < len(self._rows) and len(metrics) + len(self._rows[last]) <= MAX_BATCH:
-            metrics += self._metrics(self._rows[last])
-            last += 1
-        self._once(f"the metrics of rows {first + 1}-{last}", lambda: client.log_batch(self._run_id, metrics))
-        self._sent = last
+        metrics, last = self._metrics(waiting[0]), waiting[0]
+        for row in waiting[1:]:
+            if len(metrics) + len(row) > MAX_BATCH:
+                break
+            metrics, last = metrics + self._metrics(row), row
+        what = f"the metrics of steps {waiting[0]['step']} to {last['step']}"
+        self._once(what, lambda: client.log_batch(self._run_id, metrics))
+        self._step = last["step"]
         self._remember()
 
     def _metrics(self, row: Row) -> list[Any]:
@@ -212,7 +218,8 @@ class MlflowLog:
         self._done.add(what)
 
     def _remember(self) -> None:
-        state = {"where": self._where, "run_id": self._run_id, "rows": self._sent}
+        identity = dict(self._described.identity)
+        state = {"where": self._where, "run_id": self._run_id, "step": self._step, "identity": identity}
         with contextlib.suppress(FileNotFoundError):  # the run is over, its checkpoints are gone
             self._state_file.write_text(json.dumps(state))
 

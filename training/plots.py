@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,12 +74,13 @@ def _loss(axes: Axes, rows: Sequence[Row], metrics: Mapping[str, Any]) -> None:
 
 
 def _speed(axes: Axes, rows: Sequence[Row], metrics: Mapping[str, Any]) -> None:
-    minutes, speeds = [row["seconds"] / 60 for row in rows], [row["tokens_per_second"] for row in rows]
-    axes.plot(minutes, speeds, color=LINE, alpha=0.35, linewidth=1)
-    axes.plot(minutes, smoothed(speeds), color=LINE, linewidth=2, label="between two logs")
+    unit, seconds = ("minutes", 60.0) if rows[-1]["seconds"] > 180 else ("seconds", 1.0)
+    times, speeds = [row["seconds"] / seconds for row in rows], [row["tokens_per_second"] for row in rows]
+    axes.plot(times, speeds, color=LINE, alpha=0.35, linewidth=1)
+    axes.plot(times, speeds_around(rows), color=LINE, linewidth=2, label="training")
     if isinstance(mean := metrics.get("tokens_per_second"), float):
         axes.axhline(mean, color=SECOND, linestyle="--", label=f"mean: {mean:,.0f}")
-    axes.set_xlabel("minutes of training")
+    axes.set_xlabel(f"{unit} of training")
     axes.set_ylabel("tokens per second")
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
@@ -93,7 +94,23 @@ def _speed(axes: Axes, rows: Sequence[Row], metrics: Mapping[str, Any]) -> None:
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """Each value as the mean of its neighbourhood, 1/SMOOTH of the whole wide to either side."""
-    reach = len(values) // SMOOTH
-    parts = [values[max(at - reach, 0) : at + reach + 1] for at in range(len(values))]
+    """Each value as the mean of its neighbourhood."""
+    parts = [values[around] for around in _neighbourhoods(len(values))]
     return [sum(part) / len(part) for part in parts]
+
+
+def speeds_around(rows: Sequence[Row]) -> list[float]:
+    """Tokens per second in the neighbourhood of each row: a mean of speeds would count short times too much."""
+    begun = [{"seconds": 0.0, "tokens": 0}, *rows]
+    speeds = []
+    for around in _neighbourhoods(len(rows)):
+        before, last = begun[around.start], rows[around.stop - 1]
+        speeds.append((last["tokens"] - before["tokens"]) / max(last["seconds"] - before["seconds"], 1e-9))
+    return speeds
+
+
+def _neighbourhoods(count: int) -> Iterator[slice]:
+    """Around each of so many: 1/SMOOTH of the whole wide to either side, less near the ends."""
+    for at in range(count):
+        reach = min(count // SMOOTH, at, count - 1 - at)
+        yield slice(at - reach, at + reach + 1)

@@ -6,24 +6,43 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
-UNKNOWN = "unknown"
+FOLDER = Path(__file__).resolve().parent.parent
+CODE = ("infra/__init__.py", "infra/cli.py", "training")
+"""What a job is made of; its node needs nothing else of the project."""
+
+
+@dataclass(frozen=True)
+class GitState:
+    """The commit of a checkout, `unknown` where there is no git, and whether the job's code differs from it."""
+
+    commit: str
+    dirty: bool
+
+    def __str__(self) -> str:
+        return self.commit[:12] + ("-dirty" if self.dirty else "")
+
+
+def git_state() -> GitState:
+    try:
+        commit = _git("rev-parse", "HEAD").strip()
+        return GitState(commit, bool(_git("status", "--porcelain", "--", *CODE).strip()))
+    except (OSError, subprocess.SubprocessError):
+        return GitState("unknown", False)
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], cwd=FOLDER, capture_output=True, text=True, check=True, timeout=30).stdout
 
 
 def commit() -> str:
-    """The git commit of this code, with `-dirty` if it was changed since; `unknown` where neither is on record.
+    """The git commit of this code, shortened, with `-dirty` if it was changed since.
 
     A job's node has a snapshot without git: whoever submits the job sets GIT_COMMIT in its environment.
     """
-    if told := os.environ.get("GIT_COMMIT"):
-        return told
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return UNKNOWN
-    return done.stdout.strip() or UNKNOWN
+    return os.environ.get("GIT_COMMIT") or str(git_state())
 
 
 def environment() -> str:

@@ -15,7 +15,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from infra.cli import WRONG_USE, UserError
 from infra.outputs import PROJECT, StackOutputs
 from training.cluster import Cluster
 from training.dataset import file_hash
+from training.provenance import CODE, GitState, git_state
 from training.recipe import Recipe
 from training.register import MODEL_OUTPUT, NAME_TAG, REPORT_OUTPUT
 
@@ -37,8 +37,6 @@ ENVIRONMENT = "finetune-phi-train"
 DATA = "finetune-phi-data"
 EXPERIMENT = "finetune-phi"
 CARD = "card.json"
-# the node needs these of the project, and nothing else
-SNAPSHOT = ("infra/__init__.py", "infra/cli.py", "training")
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "data", "environment", ".*")
 
 
@@ -90,9 +88,12 @@ class Submission:
         return folder_hash(folder)
 
     @cached_property
+    def git(self) -> GitState:
+        return git_state()
+
+    @cached_property
     def tags(self) -> dict[str, str]:
         """The lineage, which the job carries and its model inherits. Strings all, as Azure ML demands."""
-        commit, dirty = git_state()
         return {
             "stack": self.outputs.stack,
             "recipe": self.recipe.name,
@@ -103,8 +104,8 @@ class Submission:
             "base_model_version": self._base_model_version,
             "environment": f"{ENVIRONMENT}:{self.environment_version}",
             "code_hash": self.code_hash,
-            "git_commit": commit,
-            "git_dirty": str(dirty).lower(),
+            "git_commit": self.git.commit,
+            "git_dirty": str(self.git.dirty).lower(),
             NAME_TAG: self.recipe.model.registered_name,
         }
 
@@ -207,7 +208,7 @@ def snapshot(recipe: Recipe) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="finetune-phi-") as name:
         # the code's folder is named alike each time: azure-ai-ml finds a snapshot again by its contents
         folder = Path(name) / "snapshot"
-        for part in SNAPSHOT:
+        for part in CODE:
             source, target = PROJECT / part, folder / part
             target.parent.mkdir(parents=True, exist_ok=True)
             if source.is_dir():
@@ -230,19 +231,6 @@ def files_hash(files: dict[str, Path]) -> str:
     for name in sorted(files):
         digest.update(f"{name}\0{file_hash(files[name])}\n".encode())
     return digest.hexdigest()[:12]
-
-
-def git_state() -> tuple[str, bool]:
-    """The commit of the checkout, and whether the code differs from it; `unknown` where there is no git."""
-    try:
-        commit = _git("rev-parse", "HEAD").strip()
-        return commit, bool(_git("status", "--porcelain", "--", *SNAPSHOT).strip())
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown", False
-
-
-def _git(*words: str) -> str:
-    return subprocess.run(["git", *words], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
 
 
 # --- Azure ML's form of it ------------------------------------------------------------------------------------------
@@ -329,7 +317,11 @@ def build_job(made: Submission, cluster: Cluster, name: str, output: str | None,
 
 def node_variables(made: Submission) -> dict[str, str]:
     """azure-identity picks the user-assigned identity by its client id, which it reads from AZURE_CLIENT_ID."""
-    return {"AZURE_CLIENT_ID": made.outputs.training_identity_client_id, "PYTHONUNBUFFERED": "1"}
+    return {
+        "AZURE_CLIENT_ID": made.outputs.training_identity_client_id,
+        "GIT_COMMIT": str(made.git),
+        "PYTHONUNBUFFERED": "1",
+    }
 
 
 def job_name(made: Submission, attempt: int) -> str:

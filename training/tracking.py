@@ -72,6 +72,7 @@ class Run:
         values = {key: value for section in self.recipe.as_dict().values() for key, value in section.items()}
         described = Described(
             name=f"{self.recipe.name}-{self.recipe.fingerprint[:6]}",
+            identity=lineage,
             params={**values, "processes": processes()},
             tags={
                 "recipe": self.recipe.name,
@@ -133,10 +134,9 @@ def _noted(output: Path) -> Iterator[None]:
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows that were noted; a last one that was cut short is left out."""
-    rows = []
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            rows.append(json.loads(line))
+    rows: list[dict[str, Any]] = []
+    with contextlib.suppress(OSError, ValueError):
+        rows.extend(map(json.loads, path.read_text(encoding="utf-8").splitlines()))
     return rows
 
 

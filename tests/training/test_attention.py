@@ -177,7 +177,7 @@ def test_the_installed_kernel_accepts_the_call_and_keeps_the_shape() -> None:
     with FakeTensorMode(), sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         row = torch.empty(24, 4, 32, device="cuda", dtype=torch.bfloat16)
         borders = torch.empty(4, device="cuda", dtype=torch.int32)
-        given = attention._kernel((row, row, row), borders, 12, 0.2, 6)
+        given = attention._kernel([row, row, row], borders, 12, 0.2, 6)
     assert given.shape == row.shape
     assert given.device.type == "cuda"
 

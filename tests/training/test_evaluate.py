@@ -16,6 +16,7 @@ from training import evaluate, samples
 from training import likelihood as measuring
 from training.dataset import read_conversations
 from training.evaluate import encode_all, likelihood, load_model
+from training.gate import Limits
 from training.likelihood import Likelihood, gain, interval
 from training.prompt import IGNORED
 from training.samples import Prompt, Reply
@@ -203,9 +204,9 @@ def test_the_gate_is_that_of_the_recipe_that_lies_with_the_model(tmp_path: Path)
     (tmp_path / "recipe.yaml").write_text(recipes.load("local", ["gate_min_gain=0.5"]).as_yaml())
     parser = evaluate._parser()
     words = ["--model", str(tmp_path), "--eval", "x"]
-    assert evaluate._limits(parser.parse_args(words)) == evaluate.Limits(0.5, None)
-    assert evaluate._limits(parser.parse_args([*words, "--min-gain", "0.25"])) == evaluate.Limits(0.25, None)
-    assert evaluate._limits(parser.parse_args(["--model", "elsewhere", "--eval", "x"])) == evaluate.Limits(0.02, 0.05)
+    assert evaluate._limits(parser.parse_args(words)) == Limits(0.5, None)
+    assert evaluate._limits(parser.parse_args([*words, "--min-gain", "0.25"])) == Limits(0.25, None)
+    assert evaluate._limits(parser.parse_args(["--model", "elsewhere", "--eval", "x"])) == Limits(0.02, 0.05)
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path, tiny_model: Path) -> None:

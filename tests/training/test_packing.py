@@ -16,6 +16,7 @@ from tests.training.test_prompt import HARMLESS
 from training import packing, sft
 from training import recipe as recipes
 from training.base_model import load_weights
+from training.dataset import read_conversations
 from training.prompt import IGNORED, encode_conversation
 from training.small_model import TEMPLATE
 from training.trainer import make_trainer
@@ -66,7 +67,7 @@ def test_what_is_learned_in_a_packed_row_is_what_the_assistant_says(tmp_path: Pa
     end = ready.tokenizer.convert_tokens_to_ids("<|end|>")
     said = {
         message["content"]
-        for conversation in packing.read_conversations(tmp_path / "train.jsonl")
+        for conversation in read_conversations(tmp_path / "train.jsonl")
         for message in conversation
         if message["role"] == "assistant"
     }
@@ -82,7 +83,7 @@ def test_what_is_learned_in_a_packed_row_is_what_the_assistant_says(tmp_path: Pa
 
 def test_every_conversation_is_packed_once(tmp_path: Path, tiny_model: Path) -> None:
     ready, _ = _trainer(tmp_path, tiny_model, *PACKED)
-    conversations = packing.read_conversations(tmp_path / "train.jsonl")
+    conversations = read_conversations(tmp_path / "train.jsonl")
     expected = sorted(encode_conversation(ready.tokenizer, conversation)[0] for conversation in conversations)
     found = []
     for row in ready.dataset:

@@ -19,7 +19,7 @@ import pytest
 
 from infra.cli import UserError
 from tests.support.jobs import small_job
-from training import room, sft
+from training import sft
 from training.checkpoints import fault_of, newest_checkpoint
 from training.sft import Job
 
@@ -280,7 +280,7 @@ def test_too_little_room_is_said_before_the_first_step(
 ) -> None:
     job = small_job(tmp_path, tiny_model, CHANGES)
     # 2.7 MB of weights, as much twice for Adam; two are kept while a third is written
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 0, 20_000_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 0, 20_000_000))
     with pytest.raises(UserError, match=r"has room for 20.0 MB, and this run needs about 26.6 MB: 3 checkpoint"):
         sft.train(job)
     assert checkpoints(job) == []

@@ -22,7 +22,7 @@ from tests.training.submissions import (
     make_outputs,
     with_command,
 )
-from training import follow, runs, submission, submit
+from training import dry_run, follow, runs, submission, submit
 from training import recipe as recipes
 from training.submission import check, find_base_model, snapshot
 
@@ -219,6 +219,15 @@ def test_a_job_on_several_gpus_and_nodes_is_distributed_by_azure_itself(
     assert job["resources"]["instanceCount"] == 2 and job["computeId"].endswith("/computes/four")
 
 
+def test_a_node_knows_the_commit_that_its_code_is_of(
+    run: Submit, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "from training import provenance; print(provenance.commit())"
+    with_command(monkeypatch, f'python -c "{code}" && {SUCCEEDS}')
+    assert run() == 0
+    assert f"  {check(LOCAL, OUTPUTS, data).git}" in capsys.readouterr().err.splitlines()
+
+
 def test_a_completed_job_becomes_a_registered_model_with_its_lineage(
     run: Submit, azure: LocalAzure, two_clusters: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -255,7 +264,7 @@ def test_the_same_run_with_the_same_code_is_reported_and_not_run_again(
     captured = capsys.readouterr()
     assert last_json(captured.out) == first
     assert "has done the same run with the same code" in captured.err and "submitting" not in captured.err
-    monkeypatch.setattr(submission, "SNAPSHOT", ("training",))
+    monkeypatch.setattr(submission, "CODE", ("training",))
     assert run() == 0
     assert last_json(capsys.readouterr().out)["job"] == first["job"].removesuffix("-1") + "-2"
 
@@ -351,7 +360,7 @@ def test_a_dry_run_for_a_reader_is_yaml_and_a_sentence_about_the_cost(
 
     run("--dry-run")
     values = last_json(capsys.readouterr().out)
-    submit.show(values, as_json=False)
+    dry_run.show(values, as_json=False)
     captured = capsys.readouterr()
     assert yaml.safe_load(captured.out) == values
     assert "unpriced" in captured.err and "make prices" in captured.err
