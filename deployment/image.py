@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from infra.cli import WRONG_USE, UserError
 
 if TYPE_CHECKING:
     from azure.ai.ml.entities import Environment
@@ -28,34 +33,87 @@ def context_files() -> dict[str, Path]:
 
 def context_version() -> str:
     """12 hex digits over the names and contents of the build context: equal content is built once."""
+    return version_of(context_files())
+
+
+def version_of(files: Mapping[str, Path]) -> str:
+    """The same over any files."""
     digest = hashlib.sha256()
-    for name, path in sorted(context_files().items()):
+    for name, path in sorted(files.items()):
         content = path.read_bytes()
         digest.update(f"{name}\0{len(content)}\0".encode())
         digest.update(content)
     return digest.hexdigest()[:12]
 
 
-def stage_context(folder: Path) -> Path:
-    """Write the build context into `folder`, which is made."""
-    for name, source in context_files().items():
+@dataclass(frozen=True)
+class Image:
+    """An environment to be registered: its name and version, the files of its build context, its port and smoke test.
+
+    `question` is None for the chat server, whose answers are chat completions.
+    """
+
+    name: str
+    version: str
+    files: Mapping[str, Path]
+    port: int = PORT
+    question: Path | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.version}"
+
+
+def of_server() -> Image:
+    """The image of our chat server."""
+    return Image(NAME, context_version(), context_files())
+
+
+def of_folder(folder: Path) -> Image:
+    """The image of any folder with a Dockerfile, which says the port by EXPOSE.
+
+    It has to answer `/health`, `/ready` and `/score`; `smoke.json`, where there is one, is what the smoke test sends.
+
+    Raises:
+        UserError: exit code 2 if there is no folder, no Dockerfile, or no port in it.
+    """
+    dockerfile = folder / "Dockerfile"
+    if not dockerfile.is_file():
+        raise UserError(f"{folder} has no Dockerfile", next_command=f"write {dockerfile}", code=WRONG_USE)
+    exposed = re.findall(r"^\s*EXPOSE\s+(\d+)", dockerfile.read_text(), re.MULTILINE | re.IGNORECASE)
+    if len(set(exposed)) != 1:
+        what = "names no port" if not exposed else f"names {len(set(exposed))} ports"
+        raise UserError(f"{dockerfile} {what}: Azure ML has to know one", next_command="EXPOSE 5001", code=WRONG_USE)
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if _belongs(path, folder)}
+    question = folder / "smoke.json"
+    name = re.sub(r"[^A-Za-z0-9-]+", "-", folder.resolve().name).strip("-") or "app"
+    return Image(f"{name}-app", version_of(files), files, int(exposed[0]), question if question.is_file() else None)
+
+
+def _belongs(path: Path, folder: Path) -> bool:
+    parts = path.relative_to(folder).parts
+    return path.is_file() and not any(part == "__pycache__" or part.startswith(".") for part in parts)
+
+
+def stage_context(folder: Path, files: Mapping[str, Path] | None = None) -> Path:
+    """Write the build context of our server, or of these files, into `folder`, which is made."""
+    for name, source in (context_files() if files is None else files).items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
     return folder
 
 
-def environment(context: Path) -> Environment:
+def environment(image: Image, context: Path) -> Environment:
     """The Azure ML environment of a staged build context, with the routes that Azure ML probes and scores by."""
     from azure.ai.ml.entities import BuildContext, Environment
 
     def route(path: str) -> dict[str, object]:
-        return {"path": path, "port": PORT}
+        return {"path": path, "port": image.port}
 
     return Environment(
-        name=NAME,
-        version=context_version(),
-        description="The chat server of finetune-phi",
+        name=image.name,
+        version=image.version,
+        description="A server of finetune-phi",
         build=BuildContext(path=str(context), dockerfile_path="Dockerfile"),
         inference_config={
             "liveness_route": route("/health"),

@@ -25,6 +25,7 @@ class ModelVersion:
     version: str
     created: datetime
     tags: Mapping[str, str]
+    kind: str = "custom_model"
 
     @property
     def approved(self) -> bool:
@@ -34,18 +35,26 @@ class ModelVersion:
         return f"{self.name}:{self.version}"
 
 
-def choose(versions: Sequence[ModelVersion], wanted: str | None, *, stack: str) -> ModelVersion:
+def choose(
+    versions: Sequence[ModelVersion], wanted: str | None, *, stack: str, kind: str | None = None
+) -> ModelVersion:
     """The version to roll out.
 
     Args:
         versions: all that are registered (of the wanted name, if one is given).
         wanted: NAME, NAME:VERSION or None for any name.
+        kind: only models of this type, such as `mlflow_model`.
 
     Raises:
         UserError: there is none; exit code 3 if there are some but none of them is approved.
     """
     name, _, version = (wanted or "").partition(":")
     fitting = [one for one in versions if (not name or one.name == name) and (not version or one.version == version)]
+    if kind and fitting and not (fitting := [one for one in fitting if one.kind == kind]):
+        raise UserError(
+            f"no model {wanted or 'of the workspace'} is registered as {kind}, which serving without code needs",
+            next_command=f"register it with type={kind}, or leave --engine away",
+        )
     if not fitting:
         raise UserError(
             f"there is no model {wanted} in the workspace" if wanted else "no model is registered in the workspace",
@@ -88,4 +97,4 @@ def _version(model: Model) -> ModelVersion:
         created = datetime.min.replace(tzinfo=UTC)
     elif created.tzinfo is None:
         created = created.replace(tzinfo=UTC)
-    return ModelVersion(str(model.name), str(model.version), created, dict(model.tags or {}))
+    return ModelVersion(str(model.name), str(model.version), created, dict(model.tags or {}), str(model.type))

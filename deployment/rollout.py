@@ -1,318 +1,241 @@
-"""`python -m deployment.rollout`: bring an approved model version to 100 % of the endpoint's traffic.
+"""`python -m deployment.rollout`: bring an approved model version, or any folder with a Dockerfile, to 100 % of an
+endpoint's traffic.
 
-What to do next is decided in plan.py from what Azure shows; here it is done. Killed at any point and started again, it
-goes on. When a new deployment fails, its log is shown, it is removed, and the endpoint is left as it was.
+The way there is in plan.py, what is done on it in steps.py. Killed at any point and started again, it goes on.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
-import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deployment import smoke
-from deployment.endpoint import TAGS, connect, endpoint_name, explained, first_line, without_dots
-from deployment.model_choice import ModelVersion, choose, registered
-from deployment.plan import (
-    Create,
-    CreateEndpoint,
-    Deployment,
-    Discard,
-    Done,
-    Goal,
-    Observed,
-    Shift,
-    Smoke,
-    Step,
-    Wait,
-    describe,
-    foresee,
-    next_step,
-)
+from deployment.endpoint import BASE, connect, endpoint_name, explained, without_dots
+from deployment.observe import observe
+from deployment.plan import Done, Goal, Observed, Step, describe, foresee
 from infra import cli
-from infra.cli import FAILED, UserError, say
+from infra.cli import FAILED, REFUSED, WRONG_USE, UserError, say
 from infra.client import ml_client
 from infra.outputs import StackOutputs, add_stack_options, load_outputs
 
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient
-    from azure.ai.ml.entities import OnlineEndpoint
-    from azure.core.polling import LROPoller
+
+    from deployment.creation import Maker
+    from deployment.image import Image
+    from deployment.lock import Lease
+    from deployment.quota import Need
+    from deployment.steps import Rollout
 
 DEFAULT_SKU = "Standard_E4s_v3"
 """4 cores, 32 GB: Phi-3-mini's 3.8 billion parameters in float32 with room for the cache."""
-REQUEST_TIMEOUT_MS = 180_000
-"""The gateway's own limit; Azure's default of 5 s cuts every longer answer."""
-CONCURRENCY = 64
-"""Requests in one container at a time; at Azure's default of 1 nothing can be batched. The server queues, then 429."""
-WAIT_SECONDS = 1800
-LOG_LINES = 40
+ENGINES = ("transformers", "mlflow")
 
 
-class NewDeploymentFailed(UserError):
-    """The deployment that this run made does not come up or does not answer."""
+@dataclass(frozen=True)
+class Wanted:
+    """What shall be rolled out where, as it was asked for."""
 
-
-@dataclass
-class Rollout:
-    """One run against one endpoint."""
-
-    ml: MLClient
+    given: argparse.Namespace
     outputs: StackOutputs
+    ml: MLClient
     goal: Goal
-    endpoint: str
+    image: Image | None
 
-    def run(self) -> Deployment:
-        """Take steps until the goal serves. Raises UserError; the endpoint then serves what it did before."""
-        smoked, last = False, None
-        while True:
-            seen = self.observe()
-            step = next_step(self.goal, seen, smoked=smoked)
-            if isinstance(step, Done):
-                return next(one for one in seen.deployments if one.name == step.deployment)
-            if step == last and not isinstance(step, Wait):
-                raise UserError(f"after the step “{describe(step)}” nothing has changed in Azure")
-            say(f"  {describe(step)}")
-            self._guarded(step)
-            smoked, last = smoked or isinstance(step, Smoke), step
+    @property
+    def app(self) -> str:
+        return _app(self.given)
 
-    def observe(self) -> Observed:
-        """The endpoint and its deployments as Azure shows them now."""
-        from azure.core.exceptions import ResourceNotFoundError
-
-        with explained(f"looking at the endpoint {self.endpoint}"):
-            try:
-                endpoint = self.ml.online_endpoints.get(self.endpoint)
-                found = list(self.ml.online_deployments.list(self.endpoint))
-            except ResourceNotFoundError:
-                return Observed()
-        traffic = {name: int(percent) for name, percent in (endpoint.traffic or {}).items() if int(percent)}
-        return Observed(str(endpoint.provisioning_state).lower(), traffic, tuple(_deployment(one) for one in found))
-
-    def _guarded(self, step: Step) -> None:
-        """Do `step`; if the new deployment fails in it, show why and take it away again."""
-        try:
-            self._do(step)
-        except NewDeploymentFailed as failure:
-            name = step.deployment if isinstance(step, Create | Smoke) else ""
-            self._show_logs(name)
-            self._withdraw(name)
-            with explained(f"removing the failed deployment {name}"):
-                self._finish(self.ml.online_deployments.begin_delete(name, self.endpoint), f"removing {name}")
-            raise UserError(f"{failure.message}\n  {self._left_as()}", code=FAILED) from failure
-
-    def _withdraw(self, name: str) -> None:
-        """Give the traffic that `name` may already have back to the others."""
-        traffic = self.observe().traffic
-        others = {other: percent for other, percent in traffic.items() if other != name}
-        if len(others) < len(traffic):
-            self._shift({max(others, key=lambda other: others[other]): 100} if others else {})
-
-    def _left_as(self) -> str:
-        traffic = self.observe().traffic
-        if traffic:
-            return "the endpoint is left as it was: " + ", ".join(f"{name} {part} %" for name, part in traffic.items())
-        return (
-            f"the endpoint {self.endpoint} is left as it was, without a deployment; "
-            f"to remove it: python -m deployment.teardown --stack {self.outputs.stack} --yes"
-        )
-
-    def _do(self, step: Step) -> None:
-        match step:
-            case CreateEndpoint():
-                self._create_endpoint()
-            case Wait():
-                time.sleep(3)
-            case Create(name):
-                self._create_deployment(name)
-            case Smoke(name):
-                self._smoke(name)
-            case Shift(traffic):
-                self._shift(dict(traffic))
-            case Discard(name):
-                with explained(f"deleting the deployment {name}"):
-                    self._finish(self.ml.online_deployments.begin_delete(name, self.endpoint), f"deleting {name}")
-            case Done():
-                pass
-
-    def _create_endpoint(self) -> None:
-        """Create the endpoint; one that stands in a failed state is put again as it is, with its traffic."""
-        from azure.core.exceptions import ResourceNotFoundError
-
-        with explained(f"creating the endpoint {self.endpoint}"):
-            try:
-                endpoint = self.ml.online_endpoints.get(self.endpoint)
-            except ResourceNotFoundError:
-                endpoint = self._new_endpoint()
-            self._finish(self.ml.online_endpoints.begin_create_or_update(endpoint), "creating the endpoint")
-
-    def _new_endpoint(self) -> OnlineEndpoint:
-        from azure.ai.ml.entities import IdentityConfiguration, ManagedIdentityConfiguration, ManagedOnlineEndpoint
-
-        return ManagedOnlineEndpoint(
-            name=self.endpoint,
-            description="Chat with the fine-tuned model",
-            auth_mode="aad_token",
-            identity=IdentityConfiguration(
-                type="user_assigned",
-                user_assigned_identities=[ManagedIdentityConfiguration(resource_id=self.outputs.serving_identity_id)],
-            ),
-            tags={**TAGS, "stack": self.outputs.stack},
-        )
-
-    def _create_deployment(self, name: str) -> None:
-        from azure.ai.ml.entities import ManagedOnlineDeployment, OnlineRequestSettings, ProbeSettings
-        from azure.core.exceptions import HttpResponseError
-
-        self._register_environment()
-        deployment = ManagedOnlineDeployment(
-            name=name,
-            endpoint_name=self.endpoint,
-            model=f"azureml:{self.goal.model}",
-            environment=f"azureml:{self.goal.environment}",
-            instance_type=self.goal.instance_type,
-            instance_count=1,
-            request_settings=OnlineRequestSettings(
-                request_timeout_ms=REQUEST_TIMEOUT_MS, max_concurrent_requests_per_instance=CONCURRENCY
-            ),
-            # in seconds; /health answers before the model is there, /ready only then: loading has ten minutes
-            liveness_probe=ProbeSettings(initial_delay=10, period=10, timeout=5, failure_threshold=10),
-            readiness_probe=ProbeSettings(initial_delay=5, period=5, timeout=5, failure_threshold=120),
-            tags={**TAGS, "stack": self.outputs.stack, "model": self.goal.model},
-        )
-        try:
-            poller = self.ml.online_deployments.begin_create_or_update(deployment)
-            self._finish(poller, f"creating {name}")
-            state = str(self.ml.online_deployments.get(name, self.endpoint).provisioning_state).lower()
-        except HttpResponseError as error:
-            if not any(one.name == name for one in self.observe().deployments):
-                raise UserError(f"Azure refused the deployment {name}: {first_line(error)}") from error
-            raise NewDeploymentFailed(f"the deployment {name} did not come up: {first_line(error)}") from error
-        if state == "failed":
-            raise NewDeploymentFailed(f"the deployment {name} did not come up: its state is {state}")
-
-    def _register_environment(self) -> None:
-        """Register the server's environment if this content is new; Azure builds its image once."""
-        from azure.core.exceptions import ResourceNotFoundError
-
-        from deployment import image
-
-        with explained("registering the server's environment"):
-            name, _, version = self.goal.environment.partition(":")
-            try:
-                self.ml.environments.get(name, version)
-            except ResourceNotFoundError:
-                with tempfile.TemporaryDirectory(prefix="phi-server-") as folder:
-                    context = image.stage_context(Path(folder) / "context")
-                    self.ml.environments.create_or_update(image.environment(context))
-
-    def _smoke(self, name: str) -> None:
-        try:
-            passed = smoke.check(connect(self.outputs), name)
-        except smoke.SmokeFailed as failure:
-            raise NewDeploymentFailed(f"the deployment {name} fails its smoke test: {failure.message}") from failure
-        say(f"  {name} answered {passed.completion_tokens} tokens in {passed.seconds:.2f} s")
-
-    def _shift(self, traffic: dict[str, int]) -> None:
-        with explained("shifting the traffic"):
-            endpoint = self.ml.online_endpoints.get(self.endpoint)
-            endpoint.traffic = traffic
-            self._finish(self.ml.online_endpoints.begin_create_or_update(endpoint), "shifting the traffic")
-
-    def _finish(self, poller: LROPoller[Any], doing: str) -> None:
-        """Wait for a long-running operation with a sign of life; its failure is raised."""
-        began = time.monotonic()
-        while not poller.done():
-            poller.wait(timeout=15)
-            seconds = time.monotonic() - began
-            if seconds > WAIT_SECONDS:
-                raise UserError(
-                    f"{doing} takes more than {WAIT_SECONDS // 60} minutes",
-                    next_command=f"python -m deployment.status --stack {self.outputs.stack}, then this command again",
-                )
-            if seconds >= 15 and not poller.done():
-                say(f"  … {doing}, {seconds:.0f} s")
-        poller.result()
-
-    def _show_logs(self, name: str) -> None:
-        """The tail of both containers' logs on stderr: the one that fetches the model, and the server."""
-        from azure.core.exceptions import AzureError
-
-        for container in ("storage-initializer", "inference-server"):
-            try:
-                text = self.ml.online_deployments.get_logs(name, self.endpoint, LOG_LINES, container_type=container)
-            except AzureError as error:
-                text = f"(no log: {first_line(error)})"
-            say(f"--- {name}, {container}, last {LOG_LINES} lines\n{text.rstrip()}\n---")
-
-
-def _deployment(found: Any) -> Deployment:
-    return Deployment(
-        name=str(found.name),
-        model=asset_name(str(found.model)),
-        environment=asset_name(str(found.environment)),
-        instance_type=str(found.instance_type),
-        state=str(found.provisioning_state).lower(),
-    )
-
-
-def asset_name(identifier: str) -> str:
-    """`name:version` of an asset that Azure gives as `…/models/NAME/versions/VERSION` or `azureml:NAME:VERSION`."""
-    parts = identifier.rstrip("/").split("/")
-    if len(parts) >= 4 and parts[-2] == "versions":
-        return f"{parts[-3]}:{parts[-1]}"
-    return identifier.removeprefix("azureml:")
+    @property
+    def endpoint(self) -> str:
+        return endpoint_name(self.outputs, self.app)
 
 
 def main(argv: list[str]) -> int:
     given = _options().parse_args(argv)
+    _check(given)
     outputs = load_outputs(stack=given.stack, file=given.outputs)
-    from deployment import image
-
-    began = time.monotonic()
     with without_dots():
-        ml = ml_client(outputs)
-        with explained("listing the models"):
-            model = choose(registered(ml, given.model), given.model, stack=outputs.stack)
-        goal = Goal(str(model), f"{image.NAME}:{image.context_version()}", given.instance_type)
-        rollout = Rollout(ml, outputs, goal, endpoint_name(outputs))
-        steps = foresee(goal, rollout.observe())
-        _announce(rollout, model, steps)
+        wanted = _wanted(given, outputs, ml_client(outputs))
+        seen, need = _look(wanted)
+        steps = foresee(wanted.goal, seen, now=time.time(), keep=given.keep * 60)
         unchanged = isinstance(steps[0], Done)
+        say(f"endpoint {wanted.endpoint}: {_what(wanted.goal)}")
         if given.dry_run:
-            values = _result(rollout, "planned") | {"steps": [describe(step) for step in steps]}
-        elif not unchanged and not given.yes and not _agreed():
-            raise UserError("nothing was changed", code=FAILED)
+            values = _planned(wanted, seen, steps, need)
+        elif unchanged:
+            say("it serves 100 % of the traffic already: nothing to do")
+            values = _result(wanted, seen, "unchanged", describe_done(steps))
         else:
-            serving = rollout.run()
-            values = _result(
-                rollout, "unchanged" if unchanged else "serving", serving.name, connect(outputs).scoring_uri
-            )
-            say(
-                f"{serving.name} serves {goal.model}"
-                + (f" after {time.monotonic() - began:.0f} s" if not unchanged else "")
-            )
+            say(f"  {need.cost()}")
+            values = _rolled_out(wanted, need)
     cli.result(values, as_json=given.json)
     return 0
+
+
+def _rolled_out(wanted: Wanted, need: Need) -> dict[str, Any]:
+    from deployment import lock, quota
+
+    given, began = wanted.given, time.monotonic()
+    if not given.yes and not _agreed():
+        raise UserError("nothing was changed", code=FAILED)
+    with lock.held(wanted.outputs, wanted.endpoint, f"a rollout of {_what(wanted.goal)}") as lease:
+        rollout = _rollout(wanted, lease)
+        if not any(one.serves(wanted.goal) for one in rollout.observe().deployments):
+            quota.check(need)
+        serving = rollout.run()
+        seen = rollout.observe()
+    say(f"{serving.name} serves {_what(wanted.goal)} after {time.monotonic() - began:.0f} s")
+    return _result(wanted, seen, "serving", serving.name)
+
+
+def _wanted(given: argparse.Namespace, outputs: StackOutputs, ml: MLClient) -> Wanted:
+    """Raises UserError: there is no such model, it is not approved, or it was rolled back by hand."""
+    from deployment import image
+
+    made: Image | None = None
+    model = ""
+    if given.source:
+        made = image.of_folder(given.source)
+    elif given.engine != "mlflow":
+        made = image.of_server()
+    if given.model or not given.source:
+        model = _model(given, outputs, ml)
+    goal = Goal(
+        model,
+        str(made) if made else "",
+        given.instance_type,
+        given.instance_count,
+        given.canary,
+        given.mirror,
+        given.gate or "",
+    )
+    return Wanted(given, outputs, ml, goal, made)
+
+
+def _model(given: argparse.Namespace, outputs: StackOutputs, ml: MLClient) -> str:
+    from deployment.model_choice import choose, registered
+
+    with explained("listing the models"):
+        found = registered(ml, given.model)
+    kind = "mlflow_model" if given.engine == "mlflow" else None
+    return str(choose(found, given.model, stack=outputs.stack, kind=kind))
+
+
+def _look(wanted: Wanted) -> tuple[Observed, Need]:
+    """The endpoint as it is, checked for what cannot be changed, and what the goal needs."""
+    from azure.core.exceptions import ResourceNotFoundError
+
+    from deployment import quota
+
+    seen = observe(wanted.ml, wanted.endpoint)
+    with explained("looking at the endpoint"), suppress(ResourceNotFoundError):  # the rollout creates it
+        _maker(wanted).check_endpoint(wanted.ml.online_endpoints.get(wanted.endpoint))
+    with explained("asking for sizes and quota"):
+        need = quota.need(wanted.ml, wanted.goal, wanted.outputs.location)
+    if seen.record.rolled_back and seen.record.rolled_back == wanted.goal.model and not wanted.given.model:
+        raise UserError(
+            f"{wanted.goal.model} is the newest approved model, and was rolled back by hand",
+            next_command=f"train a better one, or to try it again: --model {wanted.goal.model}",
+            code=REFUSED,
+        )
+    return seen, need
+
+
+def _maker(wanted: Wanted) -> Maker:
+    from deployment.creation import Maker
+
+    given = wanted.given
+    return Maker(
+        wanted.ml, wanted.outputs, wanted.endpoint, wanted.goal, wanted.image, given.auth, given.ready_within * 60
+    )
+
+
+def _rollout(wanted: Wanted, lease: Lease) -> Rollout:
+    from deployment import gate, smoke
+    from deployment.steps import Patience, Rollout
+
+    given = wanted.given
+    question = smoke.MLFLOW if given.engine == "mlflow" else smoke.CHAT
+    if wanted.image and wanted.image.question:
+        question = smoke.from_file(wanted.image.question)
+    limits = gate.Limits(given.max_error_rate, given.max_slowdown)
+    return Rollout(_maker(wanted), lease, wanted.app, question, Patience(given.soak, given.keep * 60, limits))
+
+
+def _app(given: argparse.Namespace) -> str:
+    return given.source.resolve().name if given.source else BASE
+
+
+def _what(goal: Goal) -> str:
+    server = goal.environment or "MLflow's own server"
+    return (
+        f"{goal.model} on {goal.instance_type}, server {server}" if goal.model else f"{server} on {goal.instance_type}"
+    )
+
+
+def _check(given: argparse.Namespace) -> None:
+    if given.source and given.engine == "mlflow":
+        raise UserError("--engine mlflow serves a model, and --source a folder: it is one or the other", code=WRONG_USE)
+    for name, least in (("mirror", 0), ("soak", 0), ("keep", 0), ("instance_count", 1)):
+        if getattr(given, name) < least:
+            raise UserError(f"--{name.replace('_', '-')} is {least} at least", code=WRONG_USE)
+    if given.mirror > 50:
+        raise UserError("--mirror is 50 % at most: Azure mirrors no more", code=WRONG_USE)
+
+
+def canary(text: str) -> tuple[int, ...]:
+    """`10,50,100` as rising percentages that end with 100. Raises ArgumentTypeError."""
+    try:
+        steps = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} are no percentages, such as 10,50,100") from None
+    if list(steps) != sorted(set(steps)) or steps[0] < 1 or steps[-1] != 100:
+        raise argparse.ArgumentTypeError(f"{text!r} has to rise from 1 or more to 100, such as 10,50,100")
+    return steps
 
 
 def _options() -> cli.Parser:
     parser = cli.parser("deployment.rollout", "Bring an approved model version to 100 % of the endpoint's traffic.")
     add_stack_options(parser)
-    parser.add_argument("--model", metavar="NAME[:VERSION]", help="default: the newest approved version of any model")
-    parser.add_argument("--instance-type", default=DEFAULT_SKU, metavar="SKU", help=f"default: {DEFAULT_SKU}")
-    parser.add_argument("--dry-run", action="store_true", help="show the steps, change nothing")
-    parser.add_argument("--yes", action="store_true", help="do not ask (it asks only on a terminal)")
+    add = parser.add_argument
+    add("--model", metavar="NAME[:VERSION]", help="default: the newest approved version of any model")
+    add(
+        "--source",
+        type=Path,
+        metavar="FOLDER",
+        help="deploy this folder with its Dockerfile, on an endpoint of its own",
+    )
+    add(
+        "--engine",
+        choices=ENGINES,
+        default=ENGINES[0],
+        help="mlflow: an MLflow model without our server (default: ours)",
+    )
+    add("--instance-type", default=DEFAULT_SKU, metavar="SKU", help=f"default: {DEFAULT_SKU}")
+    add("--instance-count", type=int, default=1, metavar="N", help="default: 1")
+    add(
+        "--canary",
+        type=canary,
+        default=(10, 50, 100),
+        metavar="P,…,100",
+        help="traffic step by step (default: 10,50,100)",
+    )
+    add("--soak", type=float, default=60, metavar="SECONDS", help="how long each step is watched (default: 60)")
+    add("--keep", type=float, default=10, metavar="MINUTES", help="how long the old one stays, watched (default: 10)")
+    add("--mirror", type=int, default=0, metavar="PERCENT", help="first send it copies of requests (default: 0)")
+    add("--gate", metavar="COMMAND", help="has to succeed before it gets traffic; sees $ROLLOUT_DEPLOYMENT and more")
+    add("--max-error-rate", type=float, default=0.02, metavar="SHARE", help="of requests that may fail (default: 0.02)")
+    add("--max-slowdown", type=float, default=2.0, metavar="FACTOR", help="of the median against the old (default: 2)")
+    add("--ready-within", type=float, default=10, metavar="MINUTES", help="to load the model (default: 10)")
+    add("--auth", choices=("aad_token", "key"), default="aad_token", help="how callers are let in (default: aad_token)")
+    add("--dry-run", action="store_true", help="show steps, cost and quota; change nothing")
+    add("--yes", action="store_true", help="do not ask (it asks only on a terminal)")
     return parser
-
-
-def _announce(rollout: Rollout, model: ModelVersion, steps: list[Step]) -> None:
-    say(f"endpoint {rollout.endpoint}: {model} on {rollout.goal.instance_type}, server {rollout.goal.environment}")
-    if isinstance(steps[0], Done):
-        say("it serves 100 % of the traffic already: nothing to do")
 
 
 def _agreed() -> bool:
@@ -323,12 +246,34 @@ def _agreed() -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def _result(rollout: Rollout, state: str, deployment: str | None = None, uri: str | None = None) -> dict[str, Any]:
+def describe_done(steps: list[Step]) -> str:
+    last = steps[-1]
+    assert isinstance(last, Done)
+    return last.deployment
+
+
+def _planned(wanted: Wanted, seen: Observed, steps: list[Step], need: Need) -> dict[str, Any]:
+    more = {
+        "steps": [describe(step) for step in steps],
+        "instance_type": need.size,
+        "instance_count": need.instances,
+        "cost_per_hour": None if need.price is None else round(need.price * need.instances, 4),
+        "currency": need.currency,
+        "quota": {"family": need.family, "needed": need.needed, "used": need.used, "limit": need.limit},
+        "room": not need.is_short,
+    }
+    for line in (need.cost(), need.quota()):
+        say(f"  {line}")
+    return _result(wanted, seen, "planned", None) | more
+
+
+def _result(wanted: Wanted, seen: Observed, state: str, deployment: str | None) -> dict[str, Any]:
+    uri = connect(wanted.outputs, wanted.app).scoring_uri if deployment else None
     return {
-        "endpoint": rollout.endpoint,
+        "endpoint": wanted.endpoint,
         "deployment": deployment,
-        "model": rollout.goal.model,
-        "traffic": dict(rollout.observe().traffic),
+        "model": wanted.goal.model or None,
+        "traffic": dict(seen.traffic),
         "scoring_uri": uri,
         "state": state,
     }

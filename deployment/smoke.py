@@ -6,33 +6,59 @@ later call of the process goes to that deployment.
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from deployment.endpoint import Endpoint, connect
+from deployment.endpoint import Endpoint, add_endpoint_options, connect
 from infra import cli
-from infra.cli import UserError
-from infra.outputs import add_stack_options, load_outputs
+from infra.cli import WRONG_USE, UserError
+from infra.outputs import load_outputs
 
-QUESTION = {"messages": [{"role": "user", "content": "Hello, who are you?"}], "max_tokens": 16, "temperature": 0}
-NOT_YET = {403, 404, 408, 424, 429, 502, 503, 504}
-"""What the gateway says for a while after a deployment or a role assignment was made."""
+if TYPE_CHECKING:
+    import requests
+
+MODEL_STATUS = "ms-azureml-model-error-statuscode"
+"""Beside a 424: what the container itself answered."""
+NOT_YET = {403, 404, 429, 502, 503, 504}
+"""What gateway or container say for a while after a deployment or a role assignment was made."""
+LONGEST = 185
+"""Seconds; the gateway gives up after 180."""
 
 
 class SmokeFailed(UserError):
-    """The deployment does not answer, or what it answers is not a chat completion."""
+    """The deployment does not answer, or what it answers is not what was asked for."""
+
+
+class ProbeFailed(Exception):
+    """One request that was not answered well; the text says what came instead."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A request's body, and whether its answer has to be a chat completion, or any JSON that is not empty."""
+
+    body: Any
+    chat: bool = True
+
+
+CHAT = Question({"messages": [{"role": "user", "content": "Hello, who are you?"}], "max_tokens": 16, "temperature": 0})
+MLFLOW = Question({"input_data": ["Hello, who are you?"], "params": {}}, chat=False)
 
 
 @dataclass(frozen=True)
 class Passed:
-    """What the answer took, in seconds, and its length."""
+    """What the answer took, in seconds, and its length in tokens (0 where it is no chat completion)."""
 
     seconds: float
     completion_tokens: int
 
 
-def check(endpoint: Endpoint, deployment: str | None = None, *, patience: float = 60.0) -> Passed:
+def check(
+    endpoint: Endpoint, deployment: str | None = None, *, question: Question = CHAT, patience: float = 60.0
+) -> Passed:
     """Ask `deployment`, or whatever has the traffic.
 
     Args:
@@ -41,43 +67,86 @@ def check(endpoint: Endpoint, deployment: str | None = None, *, patience: float 
     Raises:
         SmokeFailed: with what came instead of an answer.
     """
-    import requests
-
-    url, deadline = endpoint.scoring_uri, time.monotonic() + patience
+    deadline = time.monotonic() + patience
     while True:
         began = time.monotonic()
         try:
-            reply = requests.post(url, json=QUESTION, headers=endpoint.headers(deployment), timeout=180)
-        except requests.RequestException as error:
-            raise SmokeFailed(f"{endpoint.name} cannot be reached: {type(error).__name__}") from error
-        if reply.status_code not in NOT_YET or time.monotonic() > deadline:
-            return _judge(reply.status_code, reply.text, time.monotonic() - began)
+            reply = _post(endpoint, question, deployment)
+        except ProbeFailed as error:
+            raise SmokeFailed(str(error)) from error
+        if _status(reply) not in NOT_YET or time.monotonic() > deadline:
+            try:
+                return Passed(time.monotonic() - began, judge(question, _status(reply), reply.text))
+            except ProbeFailed as failure:
+                raise SmokeFailed(f"the smoke test got {failure}") from None
         time.sleep(1)
 
 
-def _judge(status: int, body: str, seconds: float) -> Passed:
-    import json
+def probe(endpoint: Endpoint, question: Question, deployment: str | None = None) -> float:
+    """One request, taken as it comes; the seconds it took. Raises ProbeFailed."""
+    began = time.monotonic()
+    reply = _post(endpoint, question, deployment)
+    judge(question, _status(reply), reply.text)
+    return time.monotonic() - began
 
+
+def _post(endpoint: Endpoint, question: Question, deployment: str | None) -> requests.Response:
+    import requests
+
+    headers = endpoint.headers(deployment)
+    try:
+        return requests.post(endpoint.scoring_uri, json=question.body, headers=headers, timeout=LONGEST)
+    except requests.RequestException as error:
+        raise ProbeFailed(f"{endpoint.name} cannot be reached: {type(error).__name__}") from error
+
+
+def _status(reply: requests.Response) -> int:
+    """The container's own status where the gateway wraps it."""
+    own = reply.headers.get(MODEL_STATUS, "")
+    return int(own) if reply.status_code == 424 and own.isdecimal() else reply.status_code
+
+
+def judge(question: Question, status: int, body: str) -> int:
+    """How many tokens a good answer has (0 where it is no chat completion). Raises ProbeFailed for a bad one."""
     if status != 200:
-        raise SmokeFailed(f"the smoke test got HTTP {status} instead of an answer: {body[:300]}")
+        raise ProbeFailed(f"HTTP {status} instead of an answer: {_shown(body)}")
     try:
         answer: Any = json.loads(body)
+        if not question.chat:
+            if answer in (None, "", [], {}):
+                raise ProbeFailed("an empty answer")
+            return 0
         text = answer["choices"][0]["message"]["content"]
         tokens = answer["usage"]["completion_tokens"]
     except (ValueError, KeyError, IndexError, TypeError):
-        raise SmokeFailed(f"the smoke test got something that is no chat completion: {body[:300]}") from None
+        kind = "chat completion" if question.chat else "JSON"
+        raise ProbeFailed(f"something that is no {kind}: {_shown(body)}") from None
     if not isinstance(text, str) or not text.strip() or not isinstance(tokens, int):
-        raise SmokeFailed("the smoke test got an empty answer")
-    return Passed(seconds, tokens)
+        raise ProbeFailed("an empty answer")
+    return tokens
+
+
+def _shown(body: str) -> str:
+    """The beginning of an answer, on one line of what a terminal can show."""
+    return "".join(letter if letter.isprintable() else " " for letter in body[:300]).strip()
+
+
+def from_file(path: Path) -> Question:
+    """A request's body from a JSON file. Raises UserError, exit code 2, for one that cannot be read."""
+    try:
+        return Question(json.loads(path.read_text()), chat=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is no JSON file that can be sent: {error}", code=WRONG_USE) from None
 
 
 def main(argv: list[str]) -> int:
     parser = cli.parser("deployment.smoke", "Ask the endpoint one short question through the gateway.")
-    add_stack_options(parser)
+    add_endpoint_options(parser)
     parser.add_argument("--deployment", metavar="NAME", help="blue or green (default: whatever has the traffic)")
+    parser.add_argument("--body", type=Path, metavar="FILE", help="send this JSON and take any JSON for an answer")
     given = parser.parse_args(argv)
-    endpoint = connect(load_outputs(stack=given.stack, file=given.outputs))
-    passed = check(endpoint, given.deployment)
+    endpoint = connect(load_outputs(stack=given.stack, file=given.outputs), given.app)
+    passed = check(endpoint, given.deployment, question=from_file(given.body) if given.body else CHAT)
     cli.result(
         {
             "endpoint": endpoint.name,

@@ -19,7 +19,7 @@ def status(outputs: StackOutputs) -> dict[str, Any]:
     """
     from azure.core.exceptions import ResourceNotFoundError
 
-    from deployment.rollout import asset_name
+    from deployment.observe import asset_name
 
     name = endpoint_name(outputs)
     ml = ml_client(outputs)

@@ -14,7 +14,7 @@ import pytest
 from deployment import image
 from deployment.endpoint import endpoint_name
 from deployment.model_choice import ModelVersion, choose
-from deployment.rollout import asset_name
+from deployment.observe import asset_name
 from infra.cli import REFUSED, UserError
 from infra.outputs import StackOutputs
 

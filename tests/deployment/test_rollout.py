@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from azure.core.exceptions import HttpResponseError, ResourceNotFoundError
 
-from deployment import rollout, smoke
+from deployment import gate, smoke, steps
+from deployment.creation import Maker
 from deployment.endpoint import Endpoint
+from deployment.gate import Limits, Measured
 from deployment.plan import Goal
-from deployment.rollout import Rollout
-from infra.cli import UserError
+from deployment.rollout import _check, _options
+from deployment.smoke import CHAT, MLFLOW, ProbeFailed
+from deployment.steps import Patience, Rollout
+from infra.cli import REFUSED, UserError
 from tests.deployment.test_choices import outputs
 
 GOAL = Goal("phi:2", "phi-server:abc", "Standard_E4s_v3")
@@ -39,6 +44,7 @@ class Workspace:
         self.endpoint: Any = None
         self.found: dict[str, Any] = {}
         self.fail_creation = False
+        self.puts: list[tuple[dict[str, int], dict[str, str]]] = []
         self.online_endpoints = SimpleNamespace(get=self._get, begin_create_or_update=self._put)
         self.online_deployments = SimpleNamespace(
             get=lambda name, endpoint: self.found[name],
@@ -50,8 +56,11 @@ class Workspace:
         self.environments = SimpleNamespace(get=lambda name, version: None)
 
     def serve(self, name: str, model: str) -> None:
-        self.endpoint = SimpleNamespace(provisioning_state="Succeeded", traffic={name: 100})
+        self.endpoint = self._endpoint({name: 100}, {}, {})
         self.found[name] = self._deployment(name, model)
+
+    def _endpoint(self, traffic: dict[str, int], mirror: dict[str, int], tags: dict[str, str]) -> Any:
+        return SimpleNamespace(provisioning_state="Succeeded", traffic=traffic, mirror_traffic=mirror, tags=tags)
 
     def _deployment(self, name: str, model: str) -> Any:
         return SimpleNamespace(
@@ -59,6 +68,7 @@ class Workspace:
             model=f"azureml:{model}",
             environment=f"azureml:{GOAL.environment}",
             instance_type=GOAL.instance_type,
+            instance_count=1,
             provisioning_state="Succeeded",
         )
 
@@ -68,9 +78,11 @@ class Workspace:
         return self.endpoint
 
     def _put(self, endpoint: Any) -> Poller:
-        traffic = dict(endpoint.traffic or {})
-        assert set(traffic) <= set(self.found)
-        self.endpoint = SimpleNamespace(provisioning_state="Succeeded", traffic=traffic)
+        traffic = {name: part for name, part in (endpoint.traffic or {}).items() if part}
+        mirror = dict(endpoint.mirror_traffic or {})
+        assert {*traffic, *mirror} <= set(self.found)
+        self.endpoint = self._endpoint(traffic, mirror, dict(endpoint.tags or {}))
+        self.puts.append((traffic, self.endpoint.tags))
         return Poller()
 
     def _create(self, deployment: Any) -> Poller:
@@ -88,13 +100,37 @@ class Workspace:
 
 @pytest.fixture
 def workspace(monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    monkeypatch.setattr(rollout, "connect", lambda given: Endpoint("e", "https://e/score", cast(Any, None)))
-    monkeypatch.setattr(smoke, "check", lambda endpoint, deployment: smoke.Passed(0.1, 5))
+    monkeypatch.setattr(steps, "connect", lambda given, app: Endpoint("e", "https://e/score", cast(Any, None)))
+    monkeypatch.setattr(smoke, "check", lambda endpoint, deployment, question: smoke.Passed(0.1, 5))
+    monkeypatch.setattr(smoke, "probe", lambda endpoint, question, deployment: 0.1)
+    monkeypatch.setattr(gate, "callers", lambda *_: {})
+    monkeypatch.setattr(gate, "INTERVAL", 0.01)
     return Workspace()
 
 
-def roll_out(workspace: Workspace) -> str:
-    return Rollout(cast(Any, workspace), outputs(), GOAL, "e").run().name
+class Lost(Exception):
+    """What the lease raises that was lost."""
+
+
+class Lease:
+    """A lease that is lost after so many checks."""
+
+    def __init__(self, checks: int = 10_000) -> None:
+        self.left = checks
+
+    def check(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Lost
+
+
+def rollout(workspace: Workspace, goal: Goal = GOAL, lease: Lease | None = None, keep: float = 0.0) -> Rollout:
+    make = Maker(cast(Any, workspace), outputs(), "e", goal, None)
+    return Rollout(make, cast(Any, lease or Lease()), "phi", patience=Patience(0.05, keep))
+
+
+def roll_out(workspace: Workspace, goal: Goal = GOAL) -> str:
+    return rollout(workspace, goal).run().name
 
 
 def test_a_first_rollout_makes_endpoint_and_deployment(workspace: Workspace) -> None:
@@ -102,10 +138,12 @@ def test_a_first_rollout_makes_endpoint_and_deployment(workspace: Workspace) -> 
     assert workspace.endpoint.traffic == {"blue": 100}
 
 
-def test_a_second_one_replaces_the_first(workspace: Workspace) -> None:
+def test_a_second_one_replaces_the_first_and_leaves_no_note(workspace: Workspace) -> None:
     workspace.serve("blue", "phi:1")
-    assert roll_out(workspace) == "green"
+    assert roll_out(workspace, replace(GOAL, steps=(10, 100), mirror=20)) == "green"
     assert (workspace.endpoint.traffic, list(workspace.found)) == ({"green": 100}, ["green"])
+    assert not {key for key in workspace.endpoint.tags if key.startswith("rollout")}
+    assert [put[0] for put in workspace.puts[:3]] == [{"blue": 100}, {"green": 10, "blue": 90}, {"green": 100}]
 
 
 def test_a_deployment_that_does_not_come_up_is_shown_and_removed(
@@ -115,10 +153,8 @@ def test_a_deployment_that_does_not_come_up_is_shown_and_removed(
     workspace.fail_creation = True
     with pytest.raises(UserError) as failed:
         roll_out(workspace)
-    assert str(failed.value).splitlines() == [
-        "the deployment green did not come up: the container crashed",
-        "  the endpoint is left as it was: blue 100 %",
-    ]
+    assert failed.value.message.splitlines()[0] == "the deployment green did not come up: the container crashed"
+    assert "the endpoint is left as it was: blue 100 %" in failed.value.message
     assert "its last words" in capsys.readouterr().err
     assert (workspace.endpoint.traffic, list(workspace.found)) == ({"blue": 100}, ["blue"])
 
@@ -131,7 +167,7 @@ def test_a_deployment_that_fails_its_smoke_test_loses_its_traffic_and_goes(
     workspace.found["green"] = workspace._deployment("green", GOAL.model)
     workspace.endpoint.traffic = {"blue": 100 - share, "green": share}
 
-    def garbage(endpoint: Endpoint, deployment: str) -> smoke.Passed:
+    def garbage(endpoint: Endpoint, deployment: str, question: smoke.Question) -> smoke.Passed:
         raise smoke.SmokeFailed("the smoke test got an empty answer")
 
     monkeypatch.setattr(smoke, "check", garbage)
@@ -139,6 +175,61 @@ def test_a_deployment_that_fails_its_smoke_test_loses_its_traffic_and_goes(
         roll_out(workspace)
     left = {name: part for name, part in workspace.endpoint.traffic.items() if part}
     assert (left, list(workspace.found)) == ({"blue": 100}, ["blue"])
+
+
+@pytest.mark.parametrize("when", [10, 100])
+def test_one_that_gets_worse_is_taken_back_in_one_request_with_its_cause(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, when: int
+) -> None:
+    workspace.serve("blue", "phi:1")
+
+    def answer(endpoint: Endpoint, question: smoke.Question, deployment: str) -> float:
+        if deployment == "green" and workspace.endpoint.traffic.get("green", 0) >= when:
+            raise ProbeFailed("HTTP 500 instead of an answer")
+        return 0.1
+
+    monkeypatch.setattr(smoke, "probe", answer)
+    with pytest.raises(UserError, match="HTTP 500 instead") as refused:
+        rollout(workspace, replace(GOAL, steps=(10, 100)), keep=60).run()
+    assert refused.value.code == REFUSED
+    taken_back = next(put for put in workspace.puts if put[1].get("rollout-returning"))
+    assert taken_back[0] == {"blue": 100} and "HTTP 500" in taken_back[1]["rollout-cause"]
+    assert (workspace.endpoint.traffic, list(workspace.found)) == ({"blue": 100}, ["blue"])
+
+
+def test_a_run_after_a_kill_in_the_middle_of_taking_back_ends_it_and_says_why(workspace: Workspace) -> None:
+    workspace.serve("blue", "phi:1")
+    workspace.found["green"] = workspace._deployment("green", GOAL.model)
+    workspace.endpoint.tags = {"rollout-returning": "green", "rollout-cause": "it was slow"}
+    with pytest.raises(UserError, match="an earlier rollout had failed, and is undone now: it was slow"):
+        roll_out(workspace)
+    assert list(workspace.found) == ["blue"]
+    assert roll_out(workspace) == "green"
+
+
+@pytest.mark.parametrize(("command", "passes"), [("true", True), ("test $ROLLOUT_DEPLOYMENT = blue", False)])
+def test_the_gates_command_decides_before_there_is_any_traffic(
+    workspace: Workspace, command: str, passes: bool
+) -> None:
+    workspace.serve("blue", "phi:1")
+    if passes:
+        assert roll_out(workspace, replace(GOAL, gate=command)) == "green"
+        return
+    with pytest.raises(UserError, match="the gate refused green") as refused:
+        roll_out(workspace, replace(GOAL, gate=command))
+    assert refused.value.code == REFUSED
+    assert all(put[0] == {"blue": 100} for put in workspace.puts)
+
+
+@pytest.mark.parametrize("checks", range(8))
+def test_without_the_lease_nothing_is_changed(workspace: Workspace, checks: int) -> None:
+    workspace.serve("blue", "phi:1")
+    with pytest.raises(Lost):
+        rollout(workspace, replace(GOAL, steps=(10, 100)), Lease(checks)).run()
+    before = (dict(workspace.endpoint.traffic), list(workspace.found))
+    with pytest.raises(Lost):
+        rollout(workspace, GOAL, Lease(0)).run()
+    assert (dict(workspace.endpoint.traffic), list(workspace.found)) == before
 
 
 def test_a_first_rollout_that_fails_names_the_way_to_remove_the_endpoint(workspace: Workspace) -> None:
@@ -152,8 +243,80 @@ EMPTY = '{"choices": [{"message": {"content": " "}}], "usage": {"completion_toke
 
 
 @pytest.mark.parametrize("body", ["", "{}", '{"choices": []}', EMPTY])
-def test_the_smoke_test_takes_only_an_answer(body: str) -> None:
-    with pytest.raises(smoke.SmokeFailed):
-        smoke._judge(200, body, 0.1)
-    with pytest.raises(smoke.SmokeFailed, match="HTTP 500"):
-        smoke._judge(500, body, 0.1)
+def test_a_probe_takes_only_an_answer(body: str) -> None:
+    with pytest.raises(ProbeFailed):
+        smoke.judge(CHAT, 200, body)
+    with pytest.raises(ProbeFailed, match="HTTP 500"):
+        smoke.judge(CHAT, 500, body)
+
+
+@pytest.mark.parametrize(("body", "good"), [('["a"]', True), ("[]", False), ("oops", False)])
+def test_of_other_servers_any_json_that_is_not_empty_is_an_answer(body: str, good: bool) -> None:
+    if good:
+        assert smoke.judge(MLFLOW, 200, body) == 0
+        return
+    with pytest.raises(ProbeFailed):
+        smoke.judge(MLFLOW, 200, body)
+
+
+def measured(good: int, bad: int = 0, seconds: float = 1.0) -> Measured:
+    return Measured([seconds] * good, ["HTTP 500"] * bad)
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "passes"),
+    [
+        (measured(60), measured(60), True),
+        (measured(59, 1), measured(60), True),
+        (measured(58, 2), measured(60), False),
+        (measured(50, 10), measured(50, 10), True),
+        (measured(0, 5), measured(5), False),
+        (measured(60, seconds=2.2), measured(60), True),
+        (measured(60, seconds=2.3), measured(60), False),
+        (measured(60, seconds=0.2), measured(60, seconds=0.01), True),
+    ],
+)
+def test_the_gate_asks_for_as_few_failures_and_as_quick_answers_as_beside_it(
+    new: Measured, old: Measured, passes: bool
+) -> None:
+    assert (gate.verdict(new, old, Limits()) is None) is passes
+
+
+@pytest.mark.parametrize(
+    ("answered", "passes"),
+    [({"2xx": 19, "5xx": 0}, True), ({"2xx": 0, "5xx": 19}, True), ({"2xx": 99, "424": 1}, True),
+     ({"2xx": 90, "424": 10}, False), ({"2xx": 90, "5xx": 10}, False), ({"2xx": 50, "4xx": 50}, True), ({}, True)],
+)  # fmt: skip
+def test_what_callers_got_counts_from_twenty_requests_on_and_their_own_faults_do_not(
+    answered: dict[str, int], passes: bool
+) -> None:
+    assert (gate.callers_verdict(answered, Limits()) is None) is passes
+
+
+def test_a_hopeless_soak_ends_early() -> None:
+    def ask(name: str) -> float:
+        if name == "new":
+            raise ProbeFailed("HTTP 500")
+        return 0.01
+
+    import time
+
+    new, _ = gate.soak(ask, "new", "old", until=time.time() + 60, limits=Limits(), check=lambda: None)
+    assert new.asked == 3
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--canary", "10,50"), ("--canary", "50,10,100"), ("--canary", "x"), ("--canary", "0,100"), ("--engine", "x"),
+     ("--mirror", "51"), ("--mirror", "-1"), ("--instance-count", "0"), ("--soak", "-1"),
+     ("--source", "x", "--engine", "mlflow")],
+)  # fmt: skip
+def test_wrong_words_are_wrong_use(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        _check(_options().parse_args(words))
+    except UserError as error:
+        assert error.code == 2
+    except SystemExit as left:
+        assert left.code == 2
+    else:
+        raise AssertionError("it was taken")
