@@ -70,7 +70,7 @@ def test_two_branches_live_beside_each_other_and_one_goes_alone(feat_x: tuple[En
 
 def test_up_again_changes_nothing_and_only_a_ttl_moves_the_expiry(feat_x: tuple[Environments, dict[str, str]]) -> None:
     env, first = feat_x
-    assert env.up("feat/x") == first and "15 unchanged" in env.err
+    assert env.up("feat/x") == first and "16 unchanged" in env.err
     later = moment(env.up("feat/x", "--ttl", "48")["expires_on"])
     assert later is not None and later - datetime.now(UTC) > timedelta(hours=47)
 
