@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from deployment import gate, smoke
+from deployment import causes, doctor, gate, smoke
 from deployment.creation import Maker
 from deployment.endpoint import arm, connect, explained, first_line
 from deployment.observe import observe
@@ -38,7 +38,7 @@ from deployment.plan import (
     passes,
 )
 from deployment.record import Record
-from infra.cli import REFUSED, UserError, say
+from infra.cli import FAILED, REFUSED, UserError, say
 
 if TYPE_CHECKING:
     from azure.ai.ml.entities import OnlineEndpoint
@@ -51,7 +51,14 @@ LOG_LINES = 40
 
 
 class NewDeploymentFailed(UserError):
-    """The deployment that this run made does not come up, does not answer, or is worse than the one before."""
+    """The deployment that this run made does not come up, does not answer, or is worse than the one before.
+
+    `error` is all that Azure said of its creation, `answer` what a request to it got.
+    """
+
+    def __init__(self, message: str, *, error: str = "", answer: str = "", code: int = FAILED) -> None:
+        super().__init__(message, code=code)
+        self.error, self.answer = error, answer
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,20 @@ class Rollout:
             self._take_back(name, failure.message)
             say(f"  {failure.message}")
             self._show_logs(name)
+            self._explain(name, failure)
+
+    def _explain(self, name: str, failure: NewDeploymentFailed) -> None:
+        """The cause by all that can still be asked, and what to type next."""
+        if not (failure.error or failure.answer):
+            return  # a gate's command speaks for itself
+        make, known = self.make, {"error": failure.error, "answer": failure.answer}
+        try:
+            findings = causes.diagnose(doctor.examine(make.outputs, make.ml, self.app, name, **known))
+        except UserError as error:
+            say(f"  the cause could not be looked for: {error.message}")
+            return
+        doctor.explain(findings)
+        failure.next_command = findings[0].repair if findings else None
 
     def _take_back(self, name: str, cause: str) -> None:
         """One request: the traffic goes back, and the note says so to whoever goes on from here."""
@@ -187,15 +208,20 @@ class Rollout:
         except HttpResponseError as error:
             if not any(one.name == name for one in self.observe().deployments):
                 raise UserError(f"Azure refused the deployment {name}: {first_line(error)}") from error
-            raise NewDeploymentFailed(f"the deployment {name} did not come up: {first_line(error)}") from error
+            raise NewDeploymentFailed(
+                f"the deployment {name} did not come up: {first_line(error)}", error=str(error)
+            ) from error
         if state == "failed":
-            raise NewDeploymentFailed(f"the deployment {name} did not come up: its state is {state}")
+            raise NewDeploymentFailed(
+                f"the deployment {name} did not come up: its state is {state}", error="its state is failed"
+            )
 
     def _smoke(self, name: str) -> None:
         try:
             passed = smoke.check(connect(self.make.outputs, self.app), name, question=self.question)
         except smoke.SmokeFailed as failure:
-            raise NewDeploymentFailed(f"the deployment {name} fails its smoke test: {failure.message}") from failure
+            what = f"the deployment {name} fails its smoke test: {failure.message}"
+            raise NewDeploymentFailed(what, answer=failure.message) from failure
         say(f"  {name} answered {passed.completion_tokens} tokens in {passed.seconds:.2f} s")
 
     def _ask(self, name: str, command: str) -> None:
@@ -225,7 +251,8 @@ class Rollout:
         )
         gate.tell(name, new, beside, old, answered)
         if cause := gate.verdict(new, old, limits) or gate.callers_verdict(answered, limits):
-            raise NewDeploymentFailed(f"the deployment {name} is not good enough: {cause}", code=REFUSED)
+            answer = new.faults[-1] if new.faults else ""
+            raise NewDeploymentFailed(f"the deployment {name} is not good enough: {cause}", answer=answer, code=REFUSED)
 
     def _metrics(self, path: str, query: dict[str, str]) -> Any:
         """What Azure Monitor answers; None if it may not be asked, which is no reason to stop."""

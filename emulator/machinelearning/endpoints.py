@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import secrets
@@ -45,6 +46,7 @@ class Endpoints:
         arm.on("DELETE", DEPLOYMENT, self.delete_deployment)
         arm.on("POST", f"{DEPLOYMENT}/getLogs", self.logs)
         arm.on("GET", "Microsoft.Insights/metrics", self.metrics)
+        arm.on("GET", "Microsoft.Insights/eventtypes/values", self.events)
 
     async def get(self, request: Request, rid: ResourceId) -> Response:
         if not rid.is_collection:
@@ -133,6 +135,22 @@ class Endpoints:
             raise ArmError(404, "NotFound", f"Metrics of '{rid.scope}' are not emulated.")
         self._arm.existing(scope)
         return JSONResponse(self._runner.measured.answer(rid.scope, request.query_params))
+
+    async def events(self, request: Request, rid: ResourceId) -> Response:
+        """The activity log, which holds why deployments failed: learn.microsoft.com/rest/api/monitor/activity-logs."""
+        wanted = re.search(r"resourceUri eq '([^']+)'", request.query_params.get("$filter", ""))
+        found = [
+            {
+                "resourceId": deployment,
+                "eventTimestamp": datetime.fromtimestamp(event["at"], UTC).isoformat(),
+                "operationName": {"value": f"{DEPLOYMENT}/write"},
+                "status": {"value": "Failed"},
+                "properties": {"statusMessage": json.dumps({"error": event})},
+            }
+            for deployment, event in self._state.records("deployment-failure")
+            if wanted is None or wanted[1].lower() == deployment
+        ]
+        return JSONResponse({"value": found})
 
     async def patch(self, request: Request, rid: ResourceId) -> Response:
         found, change = self._arm.existing(rid), await json_body(request)

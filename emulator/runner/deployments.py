@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import time
 import uuid
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,6 +28,7 @@ from emulator.runner.process import ManagedProcess, base_environment, identity_e
 from emulator.state import State
 
 MOST_CRASHES = 3  # in a row, before a deployment counts as failed
+GOOD, NOBODY = range(200, 400), 502
 LONGEST_DRAIN = 180.0  # seconds; no request takes longer
 LONGEST_BACKOFF = 30.0  # seconds between restarts; Kubernetes goes up to five minutes
 DEPLOYMENT = "Microsoft.MachineLearningServices/workspaces/onlineEndpoints/deployments"
@@ -113,9 +115,10 @@ class DeploymentRunner:
             server = await self._start_until_ready(deployment, container)
         except (ArmError, OSError) as error:
             self._set_state(deployment_id, "Failed")
-            if isinstance(error, ArmError):
-                raise
-            raise ArmError(500, "InternalServerError", str(error)) from None
+            known = error if isinstance(error, ArmError) else ArmError(500, "InternalServerError", str(error))
+            event = {"at": time.time(), "code": known.code, "message": known.message}
+            self._state.save_record("deployment-failure", deployment_id, event)
+            raise known from None
         await self._replace(deployment, server)
         self._set_state(deployment_id, "Succeeded")
 
@@ -214,23 +217,24 @@ class DeploymentRunner:
 
     async def _await_ready(self, server: Server, probe: Probe, deadline: float) -> str:
         """Wait for a good answer of the readiness probe; returns "ready" or what happened instead."""
+        said = NOBODY
         while asyncio.get_running_loop().time() < deadline:
             if server.process.returncode is not None:
                 return f"exited with code {_exit_code(await server.process.wait())}"
-            if await self._answers(server, "readiness", probe.timeout):
+            if (said := await self._probe(server, "readiness", probe.timeout)) in GOOD:
                 return "ready"
             await asyncio.sleep(0.1)
-        path = server.container.path("readiness", "/")
-        return f"did not answer its readiness probe in time: HTTP probe of {path} failed with statuscode: 502"
+        return f"did not become ready in time. Readiness probe failed: HTTP probe failed with statuscode: {said}"
 
-    async def _answers(self, server: Server, route: str, timeout: float) -> bool:
+    async def _probe(self, server: Server, route: str, timeout: float) -> int:
+        """The status that a probe gets; 502, as from the proxy in front, where nobody listens or answers in time."""
         if not server.container.reaches(route):
-            return False
+            return NOBODY
         try:
             reply = await self._client.get(server.url(server.container.path(route, "/")), timeout=timeout)
         except httpx.TransportError:
-            return False  # not listening yet, or too busy to answer
-        return 200 <= reply.status_code < 400
+            return NOBODY
+        return reply.status_code
 
     async def _supervise(self, deployment: Body, server: Server) -> None:
         """Watch a server that serves: start it again when it exits or no longer lives, take it out when not ready."""
@@ -251,28 +255,30 @@ class DeploymentRunner:
         live = Probe.of(deployment["properties"], "livenessProbe")
         ready = Probe.of(deployment["properties"], "readinessProbe")
         ended = asyncio.ensure_future(server.process.wait())
-        probes = [asyncio.ensure_future(self._watch_live(server, live)), ended]
+        alive = asyncio.ensure_future(self._watch_live(server, live))
         readiness = asyncio.ensure_future(self._watch_ready(server, ready))
         try:
-            await asyncio.wait(probes, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([ended, alive], return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                return f"exited with code {_exit_code(ended.result())}"
+            return f"was killed. Liveness probe failed: HTTP probe failed with statuscode: {alive.result()}"
         finally:
-            for task in (*probes, readiness):
+            for task in (ended, alive, readiness):
                 task.cancel()
-        if not ended.cancelled() and ended.done():
-            return f"exited with code {_exit_code(ended.result())}"
-        return "failed its liveness probe: HTTP probe failed with statuscode: 502"
 
-    async def _watch_live(self, server: Server, probe: Probe) -> None:
+    async def _watch_live(self, server: Server, probe: Probe) -> int:
         await asyncio.sleep(probe.delay)
-        failed = 0
+        failed, said = 0, NOBODY
         while failed < probe.failures:
-            failed = 0 if await self._answers(server, "liveness", probe.timeout) else failed + 1
+            said = await self._probe(server, "liveness", probe.timeout)
+            failed = 0 if said in GOOD else failed + 1
             await asyncio.sleep(probe.period)
+        return said
 
     async def _watch_ready(self, server: Server, probe: Probe) -> None:
         failed = 0
         while True:
-            if await self._answers(server, "readiness", probe.timeout):
+            if await self._probe(server, "readiness", probe.timeout) in GOOD:
                 failed, server.ready = 0, True
             else:
                 failed += 1

@@ -9,7 +9,8 @@ from typing import Any, cast
 import pytest
 from azure.core.exceptions import HttpResponseError, ResourceNotFoundError
 
-from deployment import gate, smoke, steps
+from deployment import doctor, gate, smoke, steps
+from deployment.causes import Evidence
 from deployment.creation import Maker
 from deployment.endpoint import Endpoint
 from deployment.gate import Limits, Measured
@@ -105,6 +106,8 @@ def workspace(monkeypatch: pytest.MonkeyPatch) -> Workspace:
     monkeypatch.setattr(smoke, "probe", lambda endpoint, question, deployment: 0.1)
     monkeypatch.setattr(gate, "callers", lambda *_: {})
     monkeypatch.setattr(gate, "INTERVAL", 0.01)
+    known = Evidence("dev", "green", server_log="RuntimeError: its last words", error="exited with code 1")
+    monkeypatch.setattr(doctor, "examine", lambda *_, **__: known)
     return Workspace()
 
 
@@ -155,7 +158,9 @@ def test_a_deployment_that_does_not_come_up_is_shown_and_removed(
         roll_out(workspace)
     assert failed.value.message.splitlines()[0] == "the deployment green did not come up: the container crashed"
     assert "the endpoint is left as it was: blue 100 %" in failed.value.message
-    assert "its last words" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "--- green, inference-server" in said and "cause: the server crashes when it starts" in said
+    assert failed.value.next_command == "python -m deployment.logs --deployment green --stack dev"
     assert (workspace.endpoint.traffic, list(workspace.found)) == ({"blue": 100}, ["blue"])
 
 

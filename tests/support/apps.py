@@ -5,7 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-DOCKERFILE = 'FROM python:3.11-slim\nWORKDIR /app\nCOPY . ./\nENV HOST=0.0.0.0 PORT=5001\nEXPOSE 5001\nCMD ["python", "server.py"]\n'
+DOCKERFILE = """FROM python:3.11-slim
+WORKDIR /app
+COPY . ./
+ENV HOST=0.0.0.0 PORT=5001
+EXPOSE 5001
+CMD ["python", "server.py"]
+"""
 SERVER = """
 import http.server, json, os, pathlib, sys, time
 

@@ -1,0 +1,138 @@
+"""Nobody who asks the endpoint notices a rollout: not a good one, not a bad one, and not one that is killed.
+
+Real processes throughout: the emulator, the small servers, twenty clients through the gateway, the command itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import apps
+from tests.support.clients import clients, read
+from tests.support.stack import Stack, stack
+
+pytestmark = pytest.mark.slow
+
+QUICK = ("--yes", "--soak", "3", "--keep", "0.05", "--canary", "10,50,100")
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A stack whose endpoint `app` serves."""
+    folder = tmp_path_factory.mktemp("load")
+    with stack(folder, "local-load") as made:
+        apps.write(folder / "app", "first")
+        made.json("deployment.rollout", "--source", str(folder / "app"), *QUICK)
+        yield made
+
+
+def url(served: Stack) -> str:
+    return str(served.json("deployment.status", "--app", "app")["scoring_uri"])
+
+
+def traffic(served: Stack) -> object:
+    seen = served.json("deployment.status", "--app", "app")
+    deployments = seen["deployments"]
+    assert isinstance(deployments, dict)
+    return seen["traffic"], len(deployments)
+
+
+def test_a_good_version_takes_over_without_one_failed_request(served: Stack, tmp_path: Path) -> None:
+    app = apps.write(served.folder / "app", "good")
+    with clients(served.azure, url(served), tmp_path / "answers"):
+        done = served.verb("deployment.rollout", "--source", str(app), *QUICK, "--mirror", "20", "--gate", "true")
+    assert done.returncode == 0, done.stderr
+    good, bad = read(tmp_path / "answers")
+    assert bad == []
+    assert any(text.endswith("good") for text in good)
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "says"),
+    [
+        ("crash", 1, "this version crashes"),
+        ("never ready", 1, "did not answer its readiness probe"),
+        ("garbage", 1, "no chat completion"),
+        ("killed", 1, "137"),
+    ],
+)
+def test_a_bad_version_reaches_nobody_and_is_undone(
+    served: Stack, tmp_path: Path, kind: str, code: int, says: str
+) -> None:
+    before = traffic(served)
+    app = apps.write(served.folder / "app", kind, kind)
+    with clients(served.azure, url(served), tmp_path / "answers"):
+        words = ("--source", str(app), *QUICK, "--ready-within", "0.2")
+        done = served.verb("deployment.rollout", *words)
+    assert done.returncode == code, done.stderr
+    assert (
+        says in done.stderr
+        and "left as it was" in done.stderr
+        and "Traceback (most" not in done.stderr.split("---")[-1]
+    )
+    good, bad = read(tmp_path / "answers")
+    assert bad == [] and not any(text.endswith(kind) for text in good)
+    assert traffic(served) == before
+
+
+BOUNDARIES = (
+    "before Create 1", "during Create 1", "before Smoke 1", "before Ask 1", "before Mirror 1", "during Mirror 1",
+    "before Soak 1", "before Shift 1", "during Shift 1", "before Soak 1", "before Shift 1", "during Shift 1",
+    "before Keep 1", "before Discard 1", "during Discard 1",
+)  # fmt: skip
+
+
+def test_a_rollout_that_is_killed_at_every_boundary_goes_on_and_nobody_notices(served: Stack, tmp_path: Path) -> None:
+    app = apps.write(served.folder / "app", "often killed")
+    words = (
+        "--source",
+        str(app),
+        "--yes",
+        "--soak",
+        "2",
+        "--keep",
+        "1.5",
+        "--canary",
+        "50,100",
+        "--mirror",
+        "20",
+        "--gate",
+        "true",
+    )
+    with clients(served.azure, url(served), tmp_path / "answers"):
+        for boundary in BOUNDARIES:
+            done = served.azure.run(
+                "-m", "tests.support.killed_rollout", boundary, *words, "--outputs", str(served.outputs)
+            )
+            print(boundary, done.returncode)
+            assert done.returncode == -9, f"{boundary}: {done.stderr}"
+        done = served.azure.run("-m", "tests.support.killed_rollout", "none", *words, "--outputs", str(served.outputs))
+        assert done.returncode == 0, done.stderr
+    good, bad = read(tmp_path / "answers")
+    assert bad == []
+    assert any(text.endswith("often killed") for text in good)
+    shares, count = traffic(served)  # type: ignore[misc]
+    assert list(shares.values()) == [100] and count == 1
+
+
+UNDOING = ("back", "before Discard 1", "during Discard 1", "before Close 1")
+
+
+def test_a_failing_rollout_that_is_killed_while_it_is_undone_is_undone(served: Stack, tmp_path: Path) -> None:
+    before = traffic(served)
+    app = apps.write(served.folder / "app", "bad", "garbage")
+    with clients(served.azure, url(served), tmp_path / "answers"):
+        for boundary in (*UNDOING, "none"):
+            done = served.azure.run(
+                "-m", "tests.support.killed_rollout", boundary, "--source", str(app), *QUICK,
+                "--outputs", str(served.outputs),
+            )  # fmt: skip
+            print(boundary, done.returncode)
+            assert done.returncode == (1 if boundary == "none" else -9), f"{boundary}: {done.stderr}"
+    good, bad = read(tmp_path / "answers")
+    assert bad == [] and not any(text.endswith("bad") for text in good)
+    assert "an earlier rollout had failed" in done.stderr
+    assert traffic(served) == before
