@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import os
 import shlex
 import shutil
@@ -13,8 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from datetime import datetime
-from pathlib import Path
+from typing import Any
 
 from emulator.home import Home, client_environment, is_alive
 
@@ -40,10 +38,17 @@ def main(argv: list[str]) -> int:
     verbs.add_parser("reset", help="stop it and delete its state")
     logs = verbs.add_parser("logs", help="the log of a job or deployment, or the emulator's own")
     logs.add_argument("name", nargs="?", help="a job's name, or ENDPOINT/DEPLOYMENT")
+    logs.add_argument("-f", "--follow", action="store_true", help="print what is added until the job ends")
     requests = verbs.add_parser("requests", help="the requests that clients made")
     requests.add_argument(
         "--match", default="", metavar="TEXT", help="only those whose method, host or path holds TEXT"
     )
+    requests.add_argument("--method", default="", help="only this one, such as PUT")
+    requests.add_argument("--status", default="", metavar="CODE", help="only this one, such as 404 or 4xx")
+    requests.add_argument("--failed", action="store_true", help="only those that were answered with 400 or more")
+    requests.add_argument("--last", type=int, default=0, metavar="N", help="only the last N")
+    preempt = verbs.add_parser("preempt", help="take a running job's nodes away: it goes back to the queue")
+    preempt.add_argument("job", metavar="JOB")
     verbs.add_parser("env", help="print the variables that lead clients to it, as shell exports")
     run = verbs.add_parser("run", help="run a command inside: python -m emulator run -- COMMAND …")
     run.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND …")
@@ -61,9 +66,11 @@ def main(argv: list[str]) -> int:
         case "reset":
             return _reset(home)
         case "logs":
-            return _logs(home, options.name)
+            return _logs(home, options.name, options.follow)
         case "requests":
-            return _requests(home, options.match)
+            return _requests(home, options)
+        case "preempt":
+            return _preempt(home, options.job)
         case "env":
             return _env(home)
     return _run(home, options.command)
@@ -185,7 +192,7 @@ def _kill_leftovers(home: Home) -> int:
         state.close()
 
 
-def _running(home: Home) -> dict[str, int]:
+def _running(home: Home) -> dict[str, Any]:
     record = home.running()
     if record is None:
         raise EmulatorError(f"no emulator is running with its state in {home.path}\n  next: python -m emulator start")
@@ -193,18 +200,27 @@ def _running(home: Home) -> dict[str, int]:
 
 
 def _status(home: Home, as_json: bool) -> int:
-    import requests
+    from emulator import show
 
     record = _running(home)
-    found = requests.get(f"http://127.0.0.1:{record['admin_port']}/status", timeout=10).json()
-    if as_json:
-        print(json.dumps({**record, "home": str(home.path), **found}))
-        return 0
-    print(f"running: process {record['pid']}, proxy on 127.0.0.1:{record['port']}, state in {home.path}")
-    for kind, count in found["resources"].items():
-        print(f"  {count:4d}  {kind}")
-    for asked in found["not_emulated"]:
-        print(f"  not emulated: {asked}")
+    show.status(record, home, _ask(record, "GET", "status"), as_json=as_json)
+    return 0
+
+
+def _ask(record: dict[str, Any], method: str, path: str, **values: Any) -> Any:
+    """One request to the running emulator itself. Raises EmulatorError with what it refuses."""
+    import requests
+
+    answer = requests.request(method, f"http://127.0.0.1:{record['admin_port']}/{path}", json=values, timeout=30)
+    found = answer.json()
+    if answer.status_code >= 400:
+        raise EmulatorError(f"{found['error']['message']}\n  next: python -m emulator status")
+    return found
+
+
+def _preempt(home: Home, job: str) -> int:
+    _ask(_running(home), "POST", "preempt", job=job)
+    print(f"the job {job} was sent SIGTERM, then SIGKILL; it is in the queue again")
     return 0
 
 
@@ -212,7 +228,7 @@ def _reset(home: Home) -> int:
     if record := home.running():
         stop(home, record)
     _kill_leftovers(home)
-    for name in ("objects", "work", "pulumi", "pulumi-home", "tls"):
+    for name in ("objects", "work", "pulumi", "pulumi-home", "tls", "environments", "mlflow"):
         shutil.rmtree(home.path / name, ignore_errors=True)
     for name in (
         "state.sqlite",
@@ -227,48 +243,24 @@ def _reset(home: Home) -> int:
     return 0
 
 
-def _logs(home: Home, name: str | None) -> int:
+def _logs(home: Home, name: str | None, follow: bool) -> int:
+    from emulator import show
+
     if name is None:
         print(home.log.read_text() if home.log.exists() else "", end="")
-        return 0
-    path = _log_path(home, name)
-    if path is None:
+    elif not show.logs(home, name, follow=follow):
         raise EmulatorError(f"there is no job or deployment {name!r} with a log\n  next: python -m emulator status")
-    print(path.read_text(errors="replace"), end="")
     return 0
 
 
-def _log_path(home: Home, name: str) -> Path | None:
-    from emulator.state import State
+def _requests(home: Home, options: argparse.Namespace) -> int:
+    from emulator import show
 
-    if "/" in name:
-        return next(iter((home.work / "deployments").glob(f"*/{name.lower()}/log.txt")), None)
-    if not home.database.exists():
-        return None
-    state = State(home.database)
-    try:
-        blob = f"ExperimentRun/dcid.{name}/user_logs/std_log.txt"
-        for account in state.of_type("Microsoft.Storage/storageAccounts"):
-            if found := state.blob(account["name"], "azureml", blob):
-                return found[0]
-    finally:
-        state.close()
-    return None
-
-
-def _requests(home: Home, match: str) -> int:
-    from emulator.state import State
-
-    if not home.database.exists():
-        raise EmulatorError(f"there is no emulator in {home.path}\n  next: python -m emulator start")
-    state = State(home.database)
-    try:
-        for at, method, host, path, status, ms, note in state.requests():
-            if match.lower() in f"{method} {host}{path}".lower():
-                moment = datetime.fromtimestamp(at).strftime("%H:%M:%S")
-                print(f"{moment} {status} {ms:7.1f} ms  {method:6} {host}{path}  {note}".rstrip())
-    finally:
-        state.close()
+    with show.opened(home) as state:
+        if state is None:
+            raise EmulatorError(f"there is no emulator in {home.path}\n  next: python -m emulator start")
+        given = {key: getattr(options, key) for key in ("match", "method", "status", "failed", "last")}
+        show.requests(state, **given)
     return 0
 
 

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
@@ -78,6 +79,11 @@ class Blobs:
 
     def has(self, account: str, container: str, name: str) -> bool:
         return self._state.blob(account, container, name) is not None
+
+    def signed_uri(self, account: str, container: str, name: str, *, write: bool = False) -> str:
+        """An address by which a blob can be read, or also written, without signing in."""
+        token = self.shared_access.for_blob(account, container, name, write=write)
+        return f"https://{account}.blob.core.windows.net/{container}/{quote(name)}?{token}"
 
     def delete(self, account: str, container: str, name: str) -> None:
         """Delete a blob, if it is there."""
@@ -173,8 +179,7 @@ class Blobs:
         raise BlobError(400, "UnsupportedQueryParameter", f"{method} with comp={what!r} is not emulated.")
 
     def _authorise(self, request: Request, account: str, container: str, name: str, needed: str) -> None:
-        accounts = self._state.of_type("microsoft.storage/storageaccounts")
-        if account not in [found["name"] for found in accounts]:
+        if not self._has_account(account):
             raise BlobError(404, "ResourceNotFound", f"The storage account {account!r} does not exist.")
         if "sig" in request.query_params:
             why = self.shared_access.refusal(request.query_params, account, container, name, needed)
@@ -188,6 +193,12 @@ class Blobs:
                     401, "InvalidAuthenticationInfo", "The access token is invalid, expired or for another audience."
                 )
             raise BlobError(401, "NoAuthenticationInformation", "Server failed to authenticate the request.")
+
+    def _has_account(self, account: str) -> bool:
+        """Whether there is such an account: in the subscription, or one of a registry, which only has containers."""
+        accounts = self._state.of_type("microsoft.storage/storageaccounts")
+        held = any(key.startswith(f"{account}/") for key, _ in self._state.records("container"))
+        return held or account in [found["name"] for found in accounts]
 
     def _container(self, request: Request, account: str, container: str) -> Response:
         method, comp = request.method, request.query_params.get("comp", "")

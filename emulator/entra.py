@@ -23,6 +23,26 @@ from emulator.state import State
 
 LIFETIME = 3600  # seconds; Azure's own default lies between 60 and 90 minutes
 
+# learn.microsoft.com/azure/azure-resource-manager/management/overview (metadata of a cloud, api-version 2019-05-01)
+PUBLIC_CLOUD = {
+    "name": "AzureCloud",
+    "portal": "https://portal.azure.com",
+    "authentication": {
+        "loginEndpoint": "https://login.microsoftonline.com/",
+        "audiences": ["https://management.core.windows.net/", "https://management.azure.com/"],
+        "tenant": "common",
+        "identityProvider": "AAD",
+    },
+    "graph": "https://graph.windows.net/",
+    "resourceManager": "https://management.azure.com/",
+    "suffixes": {
+        "storage": "core.windows.net",
+        "keyVaultDns": "vault.azure.net",
+        "acrLoginServer": "azurecr.io",
+        "sqlServerHostname": "database.windows.net",
+    },
+}
+
 
 class Entra:
     """Issues and checks tokens."""
@@ -39,14 +59,14 @@ class Entra:
             Route("/{tenant}/oauth2/token", self.token, methods=["POST"]),
         ]
 
-    def issue(self, audience: str, *, client_id: str, object_id: str) -> str:
+    def issue(self, audience: str, *, client_id: str, object_id: str, lifetime: int = LIFETIME) -> str:
         now = int(time.time())
         claims = {
             "aud": audience.removesuffix("/.default").rstrip("/"),
             "iss": f"https://sts.windows.net/{TENANT_ID}/",
             "iat": now,
             "nbf": now,
-            "exp": now + LIFETIME,
+            "exp": now + lifetime,
             "appid": client_id,
             "oid": object_id,
             "sub": object_id,
@@ -90,6 +110,10 @@ class Entra:
                 "cloud_instance_name": "microsoftonline.com",
             }
         )
+
+    async def clouds(self, request: Request) -> Response:
+        """What the public cloud is made of, by which azureml-mlflow finds its hosts; asked for without a token."""
+        return JSONResponse([PUBLIC_CLOUD])
 
     async def token(self, request: Request) -> Response:
         form = dict(parse_qsl((await request.body()).decode(errors="replace")))

@@ -52,9 +52,9 @@ class SharedAccess:
             account, container, self.key(account), permission=allowed, expiry=expiry, protocol="https"
         )
 
-    def for_blob(self, account: str, container: str, name: str) -> str:
+    def for_blob(self, account: str, container: str, name: str, *, write: bool = False) -> str:
         expiry = datetime.now(UTC) + LIFETIME
-        allowed = BlobSasPermissions(read=True)
+        allowed = BlobSasPermissions(read=True, write=write, create=write)
         return generate_blob_sas(
             account, container, name, account_key=self.key(account), permission=allowed, expiry=expiry, protocol="https"
         )

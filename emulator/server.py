@@ -27,13 +27,17 @@ from emulator.blobs import Blobs
 from emulator.entra import Entra
 from emulator.gateway import Gateway
 from emulator.home import Home
+from emulator.machinelearning.artifacts import Artifacts
 from emulator.machinelearning.assets import Assets
 from emulator.machinelearning.computes import Computes
 from emulator.machinelearning.endpoints import Endpoints
-from emulator.machinelearning.jobs import Jobs
+from emulator.machinelearning.history import History
+from emulator.machinelearning.jobs import JOB, Jobs
+from emulator.machinelearning.registries import Registries
+from emulator.machinelearning.tracking import Tracking
 from emulator.machinelearning.workspaces import Workspaces
 from emulator.proxy import Certificates, ConnectProxy
-from emulator.runner.deployments import DeploymentRunner
+from emulator.runner.deployments import DEPLOYMENT, DeploymentRunner
 from emulator.runner.jobs import JobRunner
 from emulator.runner.process import kill_leftovers
 from emulator.sas import SharedAccess
@@ -53,7 +57,7 @@ class Emulator:
         self.entra = entra = Entra(home, state)
         self.blobs = blobs = Blobs(state, home.objects, SharedAccess(home.secrets()["sas_key"]), entra)
         ports = {"proxy_port": proxy_port, "admin_port": admin_port}
-        self.jobs = JobRunner(home, state, blobs, **ports)
+        self.jobs = JobRunner(home, state, blobs, entra, **ports)
         self.deployments = DeploymentRunner(home, state, blobs, **ports)
         arm = Arm(state, entra)
         operations = arm.operations
@@ -62,15 +66,20 @@ class Emulator:
         workspaces = Workspaces(arm, operations, blobs)
         Computes(arm, operations)
         Assets(arm, blobs)
-        jobs = Jobs(arm, operations, blobs, entra, self.jobs)
+        Jobs(arm, operations, self.jobs)
         Endpoints(arm, operations, entra, self.deployments)
         self.gateway = Gateway(state, entra, self.deployments)
         self._connect_deletions(arm)
-        data_plane = Router([*workspaces.data_plane_routes, *jobs.data_plane_routes], default=_unknown)
+        self.tracking = Tracking(home, state, entra)
+        registries = Registries(arm, operations, blobs, entra)
+        services = (registries, History(state, blobs, entra), Artifacts(state, blobs, entra), self.tracking)
+        routes = [*workspaces.data_plane_routes, *(route for one in services for route in one.routes)]
+        data_plane = Router(routes, default=_unknown)
+        management = _all(arm.handle)
         self.app = self._logged(
             Router(
                 [
-                    Host("management.azure.com", _all(arm.handle)),
+                    Host("management.azure.com", Router([Route("/metadata/endpoints", entra.clouds), management])),
                     Host("login.microsoftonline.com", Router(entra.routes)),
                     Host("{account}.blob.core.windows.net", _all(blobs.handle)),
                     Host("{endpoint}.{region}.inference.ml.azure.com", _all(self.gateway.handle)),
@@ -83,6 +92,7 @@ class Emulator:
             routes=[
                 Route("/msi/token", entra.managed_identity),
                 Route("/status", self.status),
+                Route("/preempt", self.preempt, methods=["POST"]),
             ]
         )
 
@@ -108,7 +118,30 @@ class Emulator:
         for body in self.state.below("/subscriptions"):
             kinds[body["type"]] = kinds.get(body["type"], 0) + 1
         unknown = sorted({f"{row[1]} {row[2]}{row[3]}" for row in self.state.requests() if row[6] == "not emulated"})
-        return JSONResponse({"resources": kinds, "not_emulated": unknown})
+        return JSONResponse(
+            {
+                "resources": kinds,
+                "jobs": [(body["name"], body["properties"]["status"]) for body in self.state.of_type(JOB)],
+                "deployments": [
+                    (f"{body['id'].split('/')[-3]}/{body['name']}", body["properties"]["provisioningState"])
+                    for body in self.state.of_type(DEPLOYMENT)
+                ],
+                "faults": [],
+                "not_emulated": unknown,
+            }
+        )
+
+    async def preempt(self, request: Request) -> Response:
+        """Take a job's nodes away, by its name alone."""
+        wanted = str((await request.json()).get("job"))
+        found = [body["id"] for body in self.state.of_type(JOB) if body["name"] == wanted]
+        try:
+            if not found:
+                raise ArmError(404, "NotFound", f"there is no job {wanted!r}")
+            await self.jobs.preempt(found[0])
+        except ArmError as error:
+            return error_response(error)
+        return JSONResponse({"job": wanted})
 
     def _logged(self, inner: Asgi) -> Asgi:
         """Record every request: what did a client ask, and what was it answered?"""
@@ -138,6 +171,7 @@ class Emulator:
         await self.jobs.stop()
         await self.deployments.stop()
         await self.gateway.close()
+        await self.tracking.close()
         kill_leftovers(self.state)
         self.state.close()
 

@@ -1,44 +1,61 @@
-"""Command jobs as real processes: snapshot, inputs, outputs, environment, log, limits, cancellation, queue."""
+"""Command jobs as real processes: queue, nodes, limits, cancellation, preemption, and the status that clients see."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import re
-import shutil
 import traceback
 import uuid
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from emulator.arm.schema import ArmError, Body
+from emulator.blob_error import BlobError
 from emulator.blobs import Blobs
+from emulator.entra import Entra
 from emulator.home import Home
-from emulator.runner import locations
-from emulator.runner.process import ManagedProcess, base_environment, identity_environment
+from emulator.runner.environments import BUILD_LOG, Environments
+from emulator.runner.job_environment import JobEnvironment
+from emulator.runner.job_files import JobFiles
+from emulator.runner.process import ManagedProcess
+from emulator.runner.wording import parse_duration as parse_duration
+from emulator.runner.wording import substitute as substitute
 from emulator.state import State
 
 TERMINAL = ("Completed", "Failed", "Canceled")
 LOG_TAIL = 4000  # characters of the log that a failed job's error carries
+TIMED_OUT, PREEMPTED = "timed out", "preempted"
 
 
 class JobRunner:
     """Runs the jobs of one emulator. A job's ARM body holds its status; a record holds times and the error."""
 
-    def __init__(self, home: Home, state: State, blobs: Blobs, *, proxy_port: int, admin_port: int) -> None:
+    def __init__(
+        self, home: Home, state: State, blobs: Blobs, entra: Entra, *, proxy_port: int, admin_port: int
+    ) -> None:
         self._home, self._state, self._blobs = home, state, blobs
-        self._proxy_port, self._admin_port = proxy_port, admin_port
-        self._inherited = dict(os.environ)
+        inherited = dict(os.environ)
+        self._environment = JobEnvironment(home, state, entra, proxy_port, admin_port, inherited)
+        self._environments = Environments(home, state, inherited)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._processes: dict[str, list[ManagedProcess]] = {}
+        self._preempted: set[str] = set()
         self._nodes: dict[str, int] = {}  # compute id -> nodes in use
+        self._queues: dict[str, list[str]] = {}  # compute id -> jobs that wait, the first to come first
 
     def recover(self) -> None:
-        """Mark jobs that ran when the emulator went away: their node is gone."""
+        """Mark jobs that ran when the emulator went away: their node is gone, what they wrote to a mount is not."""
         for job in self._state.of_type("Microsoft.MachineLearningServices/workspaces/jobs"):
             if job["properties"]["status"] not in TERMINAL:
+                self._salvage(job)
                 self._fail(job["id"], "JobNodeLost", "The node that ran the job is gone: the service was restarted.")
+
+    def _salvage(self, job: Body) -> None:
+        files = JobFiles.of(self._home, self._state, self._blobs, job)
+        if files.folder.exists():
+            files.save(ended=False)
+            files.keep_logs()
+            files.remove()
 
     def start(self, job_id: str) -> None:
         task = self._tasks[job_id.lower()] = asyncio.create_task(self._run(job_id))
@@ -46,6 +63,7 @@ class JobRunner:
 
     def _ended(self, job_id: str, task: asyncio.Task[None]) -> None:
         """A fault of the emulator's own must not leave a job running for ever: mark it, and let the log show why."""
+        self._tasks.pop(job_id.lower(), None)
         if not task.cancelled() and (fault := task.exception()) is not None:
             self._fail(job_id, "ServiceError", f"The emulator failed to run the job: {fault!r}")
             traceback.print_exception(fault)
@@ -54,197 +72,158 @@ class JobRunner:
         if self._status(job_id) in TERMINAL:
             return
         self._set_status(job_id, "CancelRequested")
-        await asyncio.gather(*(process.stop() for process in self._processes.get(job_id.lower(), [])))
+        await self._stop_processes(job_id)
         task = self._tasks.get(job_id.lower())
         if task is not None:
             if not self._processes.get(job_id.lower()):
                 task.cancel()
             await asyncio.wait([task])
         if self._status(job_id) not in TERMINAL:
-            self._finish(job_id, "Canceled")
+            self._set_status(job_id, "Canceled")
+
+    async def preempt(self, job_id: str) -> None:
+        """Take the nodes away from a running job, as a low-priority cluster does: SIGTERM, SIGKILL, back to the queue.
+
+        Raises ArmError 409 for a job that does not run.
+        """
+        if self._status(job_id) != "Running" or not self._processes.get(job_id.lower()):
+            raise ArmError(409, "Conflict", f"The job does not run: it is {self._status(job_id)}.")
+        self._preempted.add(job_id.lower())
+        await self._stop_processes(job_id)
+
+    async def _stop_processes(self, job_id: str, grace: float = 10.0) -> None:
+        await asyncio.gather(*(process.stop(grace) for process in self._processes.get(job_id.lower(), [])))
 
     async def forget(self, job_id: str) -> None:
         """End a job whose workspace goes."""
-        await asyncio.gather(*(process.stop(grace=1) for process in self._processes.get(job_id.lower(), [])))
+        await self._stop_processes(job_id, grace=1)
         if task := self._tasks.pop(job_id.lower(), None):
             task.cancel()
-        shutil.rmtree(self._home.work / "jobs" / job_id.split("/")[-1], ignore_errors=True)
+        stand_in = {"id": job_id, "name": job_id.split("/")[-1], "properties": {}}
+        JobFiles.of(self._home, self._state, self._blobs, stand_in).remove()
 
     async def stop(self) -> None:
-        for task in self._tasks.values():
+        """End what runs, as a service that goes away: what was written to mounts is kept, the jobs are marked."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
             task.cancel()
-        running = [process for group in self._processes.values() for process in group]
-        await asyncio.gather(*(process.stop(grace=2) for process in running))
+        await asyncio.gather(*(self._stop_processes(job_id, grace=2) for job_id in list(self._processes)))
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self.recover()
 
     # -- one job -------------------------------------------------------------------------------------------------------
 
     async def _run(self, job_id: str) -> None:
         job = self._state.get(job_id)
         assert job is not None
-        properties = job["properties"]
-        compute = properties["computeId"].lower()
-        nodes = int((properties.get("resources") or {}).get("instanceCount") or 1)
-        most = self._state.get(compute)
-        limit = most["properties"]["properties"]["scaleSettings"]["maxNodeCount"] if most else nodes
         try:
-            if nodes > limit:
-                self._fail(job_id, "UserError", f"The job needs {nodes} nodes; the cluster has at most {limit}.")
-                return
-            while self._nodes.get(compute, 0) + nodes > limit:
-                self._set_status(job_id, "Queued")
-                await asyncio.sleep(0.2)
-            self._nodes[compute] = self._nodes.get(compute, 0) + nodes
-            try:
-                await self._run_on_node(job_id, job, nodes)
-            finally:
-                self._nodes[compute] -= nodes
-        except (ArmError, OSError) as error:
+            while await self._attempt(job_id, job) == PREEMPTED:
+                self._preempted.discard(job_id.lower())
+        except (ArmError, BlobError, OSError) as error:
             self._fail(job_id, getattr(error, "code", "ServiceError"), str(error))
         finally:
             self._processes.pop(job_id.lower(), None)
 
-    async def _run_on_node(self, job_id: str, job: Body, nodes: int) -> None:
-        properties, name = job["properties"], job["name"]
-        workspace = "/".join(job_id.split("/")[:9])
-        folder = self._home.work / "jobs" / name
-        shutil.rmtree(folder, ignore_errors=True)
-        code, log = folder / "code", folder / "user_logs" / "std_log.txt"
-        for made in (code, log.parent):
-            made.mkdir(parents=True)
-        log.touch()
-        store = locations.of_datastore(self._state, workspace, "workspaceartifactstore", "")
-        log_blob = f"ExperimentRun/dcid.{name}/user_logs/std_log.txt"
-        self._blobs.add_live_file(store.account, store.container, log_blob, log)
-        self._set_status(job_id, "Preparing")
-        if properties.get("codeId"):
-            place = locations.resolve(self._state, workspace, properties["codeId"])
-            await asyncio.to_thread(self._blobs.copy_tree, place.account, place.container, place.path, code)
-        inputs = {
-            key: await asyncio.to_thread(self._input, workspace, folder / "inputs" / key, value)
-            for key, value in (properties.get("inputs") or {}).items()
-            if value is not None
-        }
-        outputs = {key: folder / "outputs" / key for key in properties.get("outputs") or {} if key != "default"}
-        for output in outputs.values():
-            output.mkdir(parents=True)
-        command = substitute(properties["command"], inputs, {key: str(path) for key, path in outputs.items()})
-        env = self._environment(job_id, properties, inputs, outputs)
-        self._set_status(job_id, "Running")
-        code_of_exit = await self._execute(job_id, properties, command, code, env, log, nodes)
-        if self._status(job_id) == "CancelRequested":
-            self._upload(workspace, name, properties, outputs, code, log, log_blob)
-            self._finish(job_id, "Canceled")
-            return
-        self._set_status(job_id, "Finalizing")
-        await asyncio.to_thread(self._upload, workspace, name, properties, outputs, code, log, log_blob)
-        if code_of_exit == 0:
-            self._finish(job_id, "Completed")
-        elif code_of_exit is None:
-            self._fail(job_id, "JobTimedOut", "The job ran into its time limit and was stopped.")
-        else:
-            tail = log_text(self._blobs, store.account, store.container, log_blob)[-LOG_TAIL:]
-            self._fail(
-                job_id,
-                "UserError",
-                f"Execution failed. User process 'bash' exited with status code {code_of_exit}. "
-                f"Please check log file 'user_logs/std_log.txt' for error details. Error: {tail}",
-            )
+    async def _attempt(self, job_id: str, job: Body) -> str:
+        """Wait for nodes, run on them, give them back; how it ended."""
+        files = JobFiles.of(self._home, self._state, self._blobs, job)
+        compute = job["properties"]["computeId"].lower()
+        if files.nodes > self._most(compute):
+            most = self._most(compute)
+            self._fail(job_id, "UserError", f"The job needs {files.nodes} nodes; the cluster has at most {most}.")
+            return "failed"
+        await self._wait_for_nodes(job_id, compute, files.nodes)
+        try:
+            return await self._run_on_nodes(job_id, job, files)
+        finally:
+            self._nodes[compute] -= files.nodes
 
-    async def _execute(
-        self, job_id: str, properties: Body, command: str, cwd: Path, env: dict[str, str], log: Path, nodes: int
-    ) -> int | None:
-        """Run the command, once a process for PyTorch distribution; the first non-zero exit code, None for a timeout.
+    def _most(self, compute: str) -> int:
+        """How many nodes a cluster has at most; it may be scaled while jobs wait."""
+        found = self._state.get(compute)
+        return int(found["properties"]["properties"]["scaleSettings"]["maxNodeCount"]) if found else 0
+
+    async def _wait_for_nodes(self, job_id: str, compute: str, nodes: int) -> None:
+        queue = self._queues.setdefault(compute, [])
+        queue.append(job_id)
+        try:
+            while queue[0] != job_id or self._nodes.get(compute, 0) + nodes > self._most(compute):
+                self._set_status(job_id, "Queued")
+                await asyncio.sleep(0.1)
+            self._nodes[compute] = self._nodes.get(compute, 0) + nodes
+        finally:
+            queue.remove(job_id)
+
+    async def _run_on_nodes(self, job_id: str, job: Body, files: JobFiles) -> str:
+        properties = job["properties"]
+        files.remove()
+        self._set_status(job_id, "Preparing")
+        environment = self._state.get(properties["environmentId"])
+        if environment is None:
+            raise ArmError(400, "UserError", f"The environment '{properties['environmentId']}' does not exist.")
+        try:
+            venv = await self._environments.ready(environment, files.log(BUILD_LOG))
+            inputs, outputs = await asyncio.to_thread(files.lay_out)
+            command = substitute(properties["command"], inputs, outputs)
+            env = self._environment.of(job, inputs, outputs, venv)
+            self._set_status(job_id, "Running")
+            code = await self._execute(job_id, files, command, env)
+            ended = code not in (TIMED_OUT, PREEMPTED) and self._status(job_id) != "CancelRequested"
+            if ended:
+                self._set_status(job_id, "Finalizing")
+            await asyncio.to_thread(files.save, ended=ended)
+        finally:
+            files.keep_logs()
+            failed_log = self._failed_log(files)
+            files.remove()
+        return self._conclude(job_id, code, failed_log)
+
+    @staticmethod
+    def _failed_log(files: JobFiles) -> str:
+        logs = sorted((files.folder / "logs" / "user_logs").glob("*.txt"))
+        return "".join(path.read_text(errors="replace")[-LOG_TAIL:] for path in logs[:2])
+
+    def _conclude(self, job_id: str, code: int | str, log: str) -> str:
+        if self._status(job_id) == "CancelRequested":
+            self._set_status(job_id, "Canceled")
+        elif code == PREEMPTED:
+            self._set_status(job_id, "Queued")
+            return PREEMPTED
+        elif code == TIMED_OUT:
+            self._fail(job_id, "JobTimedOut", "The job ran into its time limit and was stopped.")
+        elif code == 0:
+            self._set_status(job_id, "Completed")
+        else:
+            message = (
+                f"Execution failed. User process 'bash' exited with status code {code}. "
+                f"Please check log file 'user_logs/std_log.txt' for error details. Error: {log}"
+            )
+            self._fail(job_id, "UserError", message)
+        return "ended"
+
+    async def _execute(self, job_id: str, files: JobFiles, command: str, env: dict[str, str]) -> int | str:
+        """Run the command, once a process for PyTorch distribution; the first non-zero exit code, or how it was ended.
 
         Azure ML itself starts `processCountPerInstance` processes on each node and sets the ranks
         (learn.microsoft.com/azure/machine-learning/how-to-train-distributed-gpu).
         """
-        spread = properties.get("distribution") or {}
-        per_node = int(spread.get("processCountPerInstance") or 1) if spread.get("distributionType") == "PyTorch" else 1
-        world, port = per_node * nodes, str(20000 + uuid.uuid4().int % 20000)
         group = self._processes[job_id.lower()] = []
-        for rank in range(world):
-            ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank % per_node), "NODE_RANK": str(rank // per_node)}
-            where = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            own = {**env, **ranks, **where} if spread else env
+        for own, log, node in _processes(files):
             argv = ["bash", "-c", command]
-            group.append(await ManagedProcess.start(self._state, argv, cwd=cwd, env=own, log=log))
-        limit = parse_duration((properties.get("limits") or {}).get("timeout"))
+            path = files.log(f"user_logs/{log}")
+            group.append(
+                await ManagedProcess.start(self._state, argv, cwd=files.code(node), env={**env, **own}, log=path)
+            )
+        limit = parse_duration((files.properties.get("limits") or {}).get("timeout"))
         try:
             async with asyncio.timeout(limit):
-                codes = await asyncio.gather(*(process.wait() for process in group))
+                code = await _first_failure(group)
         except TimeoutError:
-            await asyncio.gather(*(process.stop() for process in group))
-            return None
-        return next((code for code in codes if code != 0), 0)
-
-    def _input(self, workspace: str, folder: Path, value: Body) -> str:
-        """Bring one input to the node; returns what its placeholder becomes."""
-        kind = str(value.get("jobInputType", "")).lower()
-        if kind == "literal":
-            return str(value["value"])
-        place = locations.resolve(self._state, workspace, value["uri"])
-        target = folder / place.leaf if kind == "uri_file" else folder
-        if self._blobs.copy_tree(place.account, place.container, place.path, target) == 0:
-            raise ArmError(400, "UserError", f"The input path '{value['uri']}' holds no files.")
-        return str(target)
-
-    def _environment(
-        self, job_id: str, properties: Body, inputs: dict[str, str], outputs: dict[str, Path]
-    ) -> dict[str, str]:
-        job = job_id.split("/")[-1]
-        workspace = job_id.split("/")
-        identity = self._identity(properties)
-        return {
-            **base_environment(self._inherited, self._home, self._proxy_port),
-            **identity_environment(self._state, self._admin_port, identity),
-            "AZUREML_RUN_ID": job,
-            "AZUREML_ROOT_RUN_ID": job,
-            "AZUREML_EXPERIMENT_NAME": str(properties.get("experimentName", "Default")),
-            "AZUREML_ARM_SUBSCRIPTION": workspace[2],
-            "AZUREML_ARM_RESOURCEGROUP": workspace[4],
-            "AZUREML_ARM_WORKSPACE_NAME": workspace[8],
-            **{f"AZURE_ML_INPUT_{key}": value for key, value in inputs.items()},
-            **{f"AZURE_ML_OUTPUT_{key}": str(path) for key, path in outputs.items()},
-            **(properties.get("environmentVariables") or {}),
-        }
-
-    def _identity(self, properties: Body) -> dict[str, str] | None:
-        """The job's managed identity: the one it names, else the first one of its cluster."""
-        compute = self._state.get(properties["computeId"])
-        offered = (compute or {}).get("identity", {}).get("userAssignedIdentities", {}).values()
-        wanted = (properties.get("identity") or {}).get("clientId")
-        for ids in offered:
-            if wanted in (None, ids["clientId"]):
-                return {"client_id": ids["clientId"], "principal_id": ids["principalId"]}
-        return None
-
-    def _upload(
-        self,
-        workspace: str,
-        name: str,
-        properties: Body,
-        outputs: dict[str, Path],
-        code: Path,
-        log: Path,
-        log_blob: str,
-    ) -> None:
-        for key, output in outputs.items():
-            uri = (properties["outputs"][key] or {}).get("uri") or locations.output_uri(name, key)
-            self._upload_tree(locations.resolve(self._state, workspace, uri), output)
-        artifacts = locations.of_datastore(
-            self._state, workspace, "workspaceartifactstore", f"ExperimentRun/dcid.{name}"
-        )
-        for folder in ("outputs", "logs"):
-            if (code / folder).is_dir():
-                inner = locations.Location(artifacts.account, artifacts.container, f"{artifacts.path}/{folder}")
-                self._upload_tree(inner, code / folder)
-        self._blobs.add_file(artifacts.account, artifacts.container, log_blob, log)
-        shutil.rmtree(log.parent.parent)
-
-    def _upload_tree(self, place: locations.Location, folder: Path) -> None:
-        for path in sorted(found for found in folder.rglob("*") if found.is_file()):
-            name = f"{place.path.rstrip('/')}/{path.relative_to(folder).as_posix()}"
-            self._blobs.add_file(place.account, place.container, name, path)
+            await self._stop_processes(job_id)
+            return TIMED_OUT
+        if job_id.lower() in self._preempted:
+            return PREEMPTED
+        return code
 
     # -- status --------------------------------------------------------------------------------------------------------
 
@@ -254,7 +233,9 @@ class JobRunner:
 
     def _set_status(self, job_id: str, status: str, **times: Any) -> None:
         job = self._state.get(job_id)
-        if job is None or (job["properties"]["status"] == "CancelRequested" and status not in TERMINAL):
+        if job is None or job["properties"]["status"] == status:
+            return
+        if job["properties"]["status"] == "CancelRequested" and status not in TERMINAL:
             return
         job["properties"]["status"] = status
         record = self._state.record("run", job_id) or {}
@@ -267,45 +248,36 @@ class JobRunner:
             self._state.put(job_id, job, parent="/".join(job_id.split("/")[:9]))
             self._state.save_record("run", job_id, {**record, **times})
 
-    def _finish(self, job_id: str, status: str) -> None:
-        self._set_status(job_id, status)
-
     def _fail(self, job_id: str, code: str, message: str) -> None:
         error = {"error": {"code": code, "message": message, "details": []}, "time": datetime.now(UTC).isoformat()}
         self._set_status(job_id, "Failed", error=error)
 
 
-def log_text(blobs: Blobs, account: str, container: str, name: str) -> str:
-    found = [path for found, path in blobs.list(account, container, name) if found == name]
-    return found[0].read_text(errors="replace") if found else ""
+def _processes(files: JobFiles) -> list[tuple[dict[str, str], str, int]]:
+    """Each process of a job: its own variables, the name of its log, its node's number."""
+    spread = files.properties.get("distribution") or {}
+    if not spread:
+        return [({}, "std_log.txt" if files.nodes == 1 else f"std_log_{node}.txt", node) for node in range(files.nodes)]
+    per_node = int(spread.get("processCountPerInstance") or 1)
+    world, port = per_node * files.nodes, str(20000 + uuid.uuid4().int % 20000)
+    found = []
+    for rank in range(world):
+        ranks = {"RANK": rank, "LOCAL_RANK": rank % per_node, "NODE_RANK": rank // per_node, "WORLD_SIZE": world}
+        own = {key: str(value) for key, value in ranks.items()} | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        found.append((own, f"std_log_process_{rank:0{len(str(world - 1))}}.txt", rank // per_node))
+    return found
 
 
-def substitute(command: str, inputs: dict[str, str], outputs: dict[str, str]) -> str:
-    """Fill `${{inputs.x}}` and `${{outputs.y}}`, and keep an optional `$[[…]]` only if its input was given.
-
-    Raises ArmError 400 for a name that the job does not have.
-    """
-
-    def value(match: re.Match[str]) -> str:
-        found = {"inputs": inputs, "outputs": outputs}[match[1]].get(match[2])
-        if found is None:
-            raise ArmError(400, "UserError", f"The command uses {match[0]}, which the job does not define.")
-        return found
-
-    def optional(match: re.Match[str]) -> str:
-        names = re.findall(r"\$\{\{\s*inputs\.([\w.-]+)\s*\}\}", match[1])
-        return match[1] if all(name in inputs for name in names) else ""
-
-    command = re.sub(r"\$\[\[(.*?)\]\]", optional, command)
-    return re.sub(r"\$\{\{\s*(inputs|outputs)\.([\w.-]+)\s*\}\}", value, command)
-
-
-def parse_duration(text: str | None) -> float | None:
-    """Seconds of an ISO 8601 duration of days, hours, minutes and seconds, such as PT1H30M; None for None."""
-    if not text:
-        return None
-    match = re.fullmatch(r"P(?:(\d+)D)?(?:T(?:(\d+)H)?(?:(\d+)M)?(?:([\d.]+)S)?)?", text)
-    if match is None:
-        raise ArmError(400, "UserError", f"'{text}' is not a duration.")
-    days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
-    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+async def _first_failure(group: list[ManagedProcess]) -> int:
+    """Wait for all processes; when one fails the others are ended, since they would wait for it. Its code, or 0."""
+    waiting = {asyncio.ensure_future(process.wait()) for process in group}
+    try:
+        while waiting:
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if code := next((code for task in done if (code := task.result()) != 0), 0):
+                await asyncio.gather(*(process.stop() for process in group))
+                return code
+    finally:
+        for task in waiting:
+            task.cancel()
+    return 0

@@ -55,22 +55,31 @@ def from_job(uri: str) -> str | None:
     return None
 
 
+def uri_of(state: State, workspace: str, uri: str) -> str:
+    """The address behind an asset's id; any other spelling stays. Raises ArmError 400 for one that does not exist."""
+    uri = from_job(uri) or uri
+    asset = uri.removeprefix("azureml:")
+    if match := re.fullmatch(r"azureml://registries/([^/]+)/(\w+/[^/]+/versions/[^/]+)", uri):
+        registries = state.of_type("Microsoft.MachineLearningServices/registries")
+        asset = next((one["id"] for one in registries if one["name"] == match[1]), "/subscriptions/") + "/" + match[2]
+    if not asset.startswith("/subscriptions/"):
+        return uri
+    found = state.get(asset)
+    if found is None:
+        raise ArmError(400, "UserError", f"The asset '{asset}' does not exist.")
+    inner = found["properties"]
+    return uri_of(state, workspace, inner.get("modelUri") or inner.get("dataUri") or inner.get("codeUri") or "")
+
+
 def resolve(state: State, workspace: str, uri: str) -> Location:
     """The place that a URI, an ARM id of an asset or an `azureml:name:version` names.
 
     Raises ArmError 400 for a spelling that Azure does not know or an asset that does not exist.
     """
-    uri = from_job(uri) or uri
+    uri = uri_of(state, workspace, uri)
     if match := re.match(r"azureml://(?:subscriptions/.*/)?datastores/([^/]+)/paths/(.*)", uri):
         return of_datastore(state, workspace, match[1], match[2])
     if match := re.match(r"https://([a-z0-9]+)\.blob\.core\.windows\.net(?::443)?/(.+)", uri):
         container, _, path = unquote(urlsplit(uri).path).lstrip("/").partition("/")
         return Location(match[1], container, path)
-    asset = uri.removeprefix("azureml:")
-    if asset.startswith("/subscriptions/"):
-        found = state.get(asset)
-        if found is None:
-            raise ArmError(400, "UserError", f"The asset '{asset}' does not exist.")
-        inner = found["properties"]
-        return resolve(state, workspace, inner.get("modelUri") or inner.get("dataUri") or inner.get("codeUri") or "")
     raise ArmError(400, "UserError", f"The path '{uri}' is not one that Azure ML can resolve.")

@@ -93,15 +93,30 @@ class ManagedProcess:
 
     async def stop(self, grace: float = GRACE) -> None:
         """SIGTERM to the whole tree, SIGKILL to what is left after `grace` seconds."""
+        strays = _strays(self._process.pid)
         _signal_group(self._process.pid, signal.SIGTERM)
+        for stray in strays:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                stray.terminate()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._process.wait(), grace)
+        for stray in strays:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                stray.kill()
         self._finish()
         await self._process.wait()
 
     def _finish(self) -> None:
         _signal_group(self._process.pid, signal.SIGKILL)  # children that outlived their parent
         self._state.drop_record("process", str(self._process.pid))
+
+
+def _strays(pid: int) -> list[psutil.Process]:
+    """Descendants that made a session of their own, which a signal to the group does not reach."""
+    with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+        below = psutil.Process(pid).children(recursive=True)
+        return [child for child in below if os.getpgid(child.pid) != pid]
+    return []
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:

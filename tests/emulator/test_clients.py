@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from tests.support.local_azure import LocalAzure, is_gone, last_json
+from tests.support.local_azure import LocalAzure, last_json
 
 MAIN = """
 import os, sys, time
@@ -166,84 +164,3 @@ def test_a_server_that_does_not_come_up_fails_its_deployment_with_the_log_and_le
 
 def test_a_deleted_endpoint_is_gone(said: dict[str, object]) -> None:
     assert said["endpoints"] == []
-
-
-def _job(azure: LocalAzure, workspace: str, name: str, command: str, **properties: object) -> str:
-    environment = azure.put(f"{workspace}/environments/base/versions/9", {"properties": {"image": "ubuntu:22.04"}})[
-        "id"
-    ]
-    wanted = {"jobType": "Command", "command": command, "environmentId": environment}
-    body = {"properties": {**wanted, "computeId": f"{workspace}/computes/cpu", **properties}}
-    azure.put(f"{workspace}/jobs/{name}", body)
-    return f"{workspace}/jobs/{name}"
-
-
-def _wait(azure: LocalAzure, job: str, *states: str) -> dict[str, object]:
-    import time
-
-    for _ in range(300):
-        found = azure.request("GET", job).json()
-        if found["properties"]["status"] in states:
-            return dict(found["properties"])
-        time.sleep(0.1)
-    raise AssertionError(f"{job} is {found['properties']['status']}")
-
-
-def test_a_failing_job_carries_the_end_of_its_log(azure: LocalAzure, workspace: str) -> None:
-    job = _job(azure, workspace, "fails", "echo this is why >&2; exit 3")
-    _wait(azure, job, "Failed")
-    discovery = "https://eastus2.api.azureml.ms/history/v1.0"
-    details = azure.request("GET", f"{discovery}{workspace}/runs/fails/details").json()
-    assert "status code 3" in details["error"]["error"]["message"]
-    assert "this is why" in details["error"]["error"]["message"]
-
-
-def test_cancelling_a_job_ends_its_whole_tree(azure: LocalAzure, workspace: str, tmp_path: Path) -> None:
-    marker = tmp_path / "pid"
-    job = _job(azure, workspace, "endless", f"(sleep 300 & echo $! > {marker}; wait)")
-    _wait(azure, job, "Running")
-    while not marker.exists() or not marker.read_text().strip():
-        pass
-    assert azure.request("POST", f"{job}/cancel").status_code == 202
-    _wait(azure, job, "Canceled")
-    assert is_gone(int(marker.read_text()))
-
-
-def test_a_full_cluster_queues_the_next_job(azure: LocalAzure, workspace: str) -> None:
-    first = _job(azure, workspace, "first", "sleep 1")
-    second = _job(azure, workspace, "second", "true")
-    _wait(azure, second, "Queued")
-    _wait(azure, first, "Completed")
-    _wait(azure, second, "Completed")
-
-
-def test_a_time_limit_stops_a_job(azure: LocalAzure, workspace: str) -> None:
-    job = _job(azure, workspace, "late", "sleep 60", limits={"jobLimitsType": "Command", "timeout": "PT1S"})
-    _wait(azure, job, "Failed")
-
-
-def test_pytorch_distribution_starts_a_process_for_each_rank(azure: LocalAzure, workspace: str) -> None:
-    spread = {"distributionType": "PyTorch", "processCountPerInstance": 2}
-    job = _job(azure, workspace, "ranks", "echo rank $RANK of $WORLD_SIZE at $MASTER_ADDR", distribution=spread)
-    _wait(azure, job, "Completed")
-    from tests.emulator.test_lifecycle import emulator
-
-    log = emulator(azure.home.path, "logs", "ranks").stdout
-    assert sorted(log.strip().splitlines()) == ["rank 0 of 2 at 127.0.0.1", "rank 1 of 2 at 127.0.0.1"]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"computeId": "/nowhere/computes/none"}, "Unknown compute target 'none'."),
-        ({"environmentId": "/nowhere"}, "environmentId"),
-        ({"jobType": "Sweep"}, "Sweep"),
-    ],
-)
-def test_a_job_that_azure_would_refuse_is_refused(
-    azure: LocalAzure, workspace: str, change: dict[str, str], message: str
-) -> None:
-    body = {"jobType": "Command", "command": "true", "environmentId": "/x", "computeId": f"{workspace}/computes/cpu"}
-    answer = azure.request("PUT", f"{workspace}/jobs/refused", json={"properties": {**body, **change}})
-    assert answer.status_code == 400
-    assert message in answer.json()["error"]["message"]

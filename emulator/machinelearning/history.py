@@ -1,0 +1,120 @@
+"""The run-history service: how clients follow a job, find what it wrote, and change its tags."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from emulator.arm.resources import json_body
+from emulator.arm.schema import Body
+from emulator.blobs import Blobs
+from emulator.entra import Entra
+from emulator.machinelearning.data_plane import DataPlane, workspace_of
+from emulator.runner import locations
+from emulator.state import State
+
+OUTPUT_TYPES = {  # run history spells a job's output types in its own way
+    "uri_folder": "UriFolder",
+    "uri_file": "UriFile",
+    "mltable": "MLTable",
+    "custom_model": "CustomModel",
+    "mlflow_model": "MLFlowModel",
+    "triton_model": "TritonModel",
+}
+HISTORY = "history/v1.0"
+LOG_FOLDERS = ("azureml-logs/", "user_logs/", "system_logs/")
+
+
+class History(DataPlane):
+    def __init__(self, state: State, blobs: Blobs, entra: Entra) -> None:
+        super().__init__(state, entra)
+        self._blobs = blobs
+        for base in ("/runs/{run}", "/experiments/{experiment}/runs/{run}", "/experimentids/{id}/runs/{run}"):
+            self.on("GET", HISTORY, base, self.run)
+            self.on("PATCH", HISTORY, base, self.change)
+            self.on("GET", HISTORY, f"{base}/details", self.details)
+            self.on("GET", HISTORY, f"{base}/children", self.children)
+        self.on("GET", HISTORY, "/runs/{run}/serviceinstances/{node}", self.services)
+        self.on("POST", HISTORY, "/rundata", self.rundata)
+        self.on("POST", "data/v1.0", "/dataversion/batchGetResolvedUris", self.uris)
+        self.on("POST", "modelregistry/v1.0", "/models/batchGetResolvedUris", self.paths)
+
+    def _named(self, request: Request) -> Body:
+        return self.job(request, request.path_params["run"])
+
+    async def run(self, request: Request) -> Response:
+        return JSONResponse(self._summary(self._named(request)))
+
+    async def details(self, request: Request) -> Response:
+        job = self._named(request)
+        return JSONResponse({**self._summary(job), "logFiles": self._log_files(job)})
+
+    async def children(self, request: Request) -> Response:
+        """A command job has none."""
+        self._named(request)
+        return JSONResponse({"value": []})
+
+    async def services(self, request: Request) -> Response:
+        self._named(request)
+        return JSONResponse({"instances": {}})
+
+    def _summary(self, job: Body) -> Body:
+        properties, record = job["properties"], self._state.record("run", job["id"]) or {}
+        return {
+            "runId": job["name"],
+            "rootRunId": job["name"],
+            "displayName": properties.get("displayName"),
+            "description": properties.get("description"),
+            "hidden": properties["isArchived"],
+            "target": properties["computeId"].split("/")[-1],
+            "status": properties["status"],
+            "startTimeUtc": record.get("startTimeUtc"),
+            "endTimeUtc": record.get("endTimeUtc"),
+            "error": record.get("error"),
+            "warnings": [],
+            "properties": properties["properties"],
+            "tags": properties["tags"],
+        }
+
+    def _log_files(self, job: Body) -> dict[str, str]:
+        workspace, prefix = "/".join(job["id"].split("/")[:9]), f"ExperimentRun/dcid.{job['name']}/"
+        place = locations.of_datastore(self._state, workspace, "workspaceartifactstore", prefix)
+        files = {}
+        for name, _ in self._blobs.list(place.account, place.container, prefix):
+            if name[len(prefix) :].startswith(LOG_FOLDERS):
+                files[name[len(prefix) :]] = self._blobs.signed_uri(place.account, place.container, name)
+        return files
+
+    async def change(self, request: Request) -> Response:
+        job, change = self._named(request), await json_body(request)
+        job["properties"]["tags"] |= change.get("tags") or {}
+        for name in ("displayName", "description"):
+            if name in change:
+                job["properties"][name] = change[name]
+        if "hidden" in change:
+            job["properties"]["isArchived"] = bool(change["hidden"])
+        self._state.put(job["id"], job, parent="/".join(job["id"].split("/")[:9]))
+        return JSONResponse(self._summary(job))
+
+    async def rundata(self, request: Request) -> Response:
+        job = self.job(request, str((await json_body(request)).get("runId")))
+        outputs = {
+            name: {"assetId": output["uri"], "type": OUTPUT_TYPES.get(output.get("jobOutputType", ""), "UriFolder")}
+            for name, output in job["properties"]["outputs"].items()
+            if name != "default"
+        }
+        metadata = {**self._summary(job), "outputs": {} if job["properties"]["status"] != "Completed" else outputs}
+        return JSONResponse({"runMetadata": metadata})
+
+    async def uris(self, request: Request) -> Response:
+        """Where outputs lie, by the asset ids that `rundata` gave."""
+        return await self._resolved(request, "uri")
+
+    async def paths(self, request: Request) -> Response:
+        """The same for model outputs, whose answer spells it `path`."""
+        return await self._resolved(request, "path")
+
+    async def _resolved(self, request: Request, key: str) -> Response:
+        workspace = workspace_of(request)
+        values = (await json_body(request)).get("values") or []
+        return JSONResponse({"values": {uri: {key: locations.absolute(workspace, uri)} for uri in values}})
