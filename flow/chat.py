@@ -9,24 +9,22 @@ import asyncio
 import json
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from deployment.endpoint import connect
-from flow.conversation import Endpoint, Reply, Settings, ask, messages
-from flow.history import History, SqliteHistory, default_path
+from flow.conversation import Endpoint, Reply, Settings, ask
+from flow.history import History, checked_id, history_of, turns, valid_text
+from flow.target import endpoint_of, outputs_here, user_here
 from infra import cli
 from infra.cli import UserError, say
-from infra.outputs import StackOutputs, add_stack_options, load_outputs
+from infra.outputs import add_stack_options
+
+if TYPE_CHECKING:
+    import httpx
 
 LONGEST_QUESTION = 100_000
 """Characters; the endpoint takes bodies of a megabyte at most."""
-
-
-def endpoint_of(outputs: StackOutputs) -> Endpoint:
-    """The stack's endpoint as the conversation needs it, with tokens from DefaultAzureCredential."""
-    target = connect(outputs)
-    return Endpoint(target.scoring_uri, target.headers)
 
 
 def new_conversation() -> str:
@@ -35,31 +33,51 @@ def new_conversation() -> str:
 
 @dataclass
 class Chat:
-    """One conversation with an endpoint, kept in a history."""
+    """One user's conversation with an endpoint, kept in a history."""
 
     endpoint: Endpoint
     history: History
     conversation: str
+    user: str = "user"
     settings: Settings = field(default_factory=Settings)
+    client: httpx.AsyncClient | None = None
 
-    async def answer(self, question: str, show: Callable[[str], None] = lambda piece: None) -> Reply:
-        """Ask, `show` each piece as it comes, store the turn when it is whole.
+    async def stream(self, question: str, *, reply: Reply | None = None, key: str | None = None) -> AsyncIterator[str]:
+        """Ask; the answer's pieces as they come, stored as one turn when the last one is out.
+
+        Args:
+            reply: filled along the way.
+            key: with the same key as before, nothing is stored again.
 
         Raises:
             UserError: an empty or overlong question, or an endpoint that does not answer; nothing is stored then.
         """
-        question = checked(question)
-        earlier = [(turn.question, turn.answer) for turn in self.history.last(self.conversation, self.settings.window)]
+        question, reply = checked(question), Reply() if reply is None else reply
+        last = await asyncio.to_thread(self.history.last, self.user, self.conversation, self.settings.window)
+        earlier = [(turn.question, turn.answer) for turn in last]
+        async for piece in ask(self.endpoint, question, earlier, self.settings, reply=reply, client=self.client):
+            yield piece
+        stored = asyncio.to_thread(self._append, key or uuid.uuid4().hex, question, reply.text)
+        await asyncio.shield(stored)  # an answer that was shown whole is kept, even if its reader leaves now
+
+    def _append(self, key: str, question: str, answer: str) -> None:
+        try:
+            self.history.append(self.user, self.conversation, key, question, answer)
+        except UserError as error:
+            told = f"the answer is whole but was not stored: {error.message}"
+            raise UserError(told, next_command=error.next_command) from None
+
+    async def answer(self, question: str, show: Callable[[str], None] = lambda piece: None) -> Reply:
+        """Ask, `show` each piece as it comes, give the whole back. Raises as `stream` does."""
         reply = Reply()
-        async for piece in ask(self.endpoint, messages(question, earlier, self.settings), self.settings, reply=reply):
+        async for piece in self.stream(question, reply=reply):
             show(piece)
-        self.history.append(self.conversation, uuid.uuid4().hex, question, reply.text)
         return reply
 
 
 def checked(question: str) -> str:
     """The question without blanks around it. Raises UserError (wrong use) if it is empty or far too long."""
-    question = question.strip()
+    question = valid_text(question).strip()
     if not question:
         raise UserError("the question is empty", next_command='python -m flow.chat "QUESTION"', code=cli.WRONG_USE)
     if len(question) > LONGEST_QUESTION:
@@ -80,10 +98,11 @@ def main(argv: list[str]) -> int:
     given = parser.parse_args(argv)
     if given.question is not None:
         checked(given.question)
-    outputs = load_outputs(stack=given.stack, file=given.outputs)
-    history = SqliteHistory(default_path())
+    conversation = new_conversation() if given.conversation is None else given.conversation
+    checked_id(conversation, "conversation")
+    outputs = outputs_here(given.stack, given.outputs)
     settings = Settings(system=given.system)
-    chat = Chat(endpoint_of(outputs), history, given.conversation or new_conversation(), settings)
+    chat = Chat(endpoint_of(outputs), history_of(outputs), conversation, user_here(), settings)
     if given.question is None:
         return session(chat)
     say(f"conversation {chat.conversation}")
@@ -102,8 +121,13 @@ def once(chat: Chat, question: str, *, as_json: bool) -> None:
 
 
 def _show(piece: str) -> None:
-    """Print a piece without control characters: an answer must not be able to steer a terminal."""
-    print("".join(letter for letter in piece if letter.isprintable() or letter in "\n\t"), end="", flush=True)
+    """Print a piece as it comes."""
+    print(harmless(piece), end="", flush=True)
+
+
+def harmless(text: str) -> str:
+    """The text without control characters: neither an answer nor a stored one may steer a terminal."""
+    return "".join(letter for letter in text if letter.isprintable() or letter in "\n\t")
 
 
 def _nothing(piece: str) -> None:
@@ -111,7 +135,9 @@ def _nothing(piece: str) -> None:
 
 
 def session(chat: Chat) -> int:
-    """Questions line by line until /quit or the end of the input; a failed one does not end the session."""
+    """Questions line by line until /quit or the end of the input; a failed or interrupted one does not end the
+    session.
+    """
     say(f"conversation {chat.conversation}; /new /history /export /quit")
     while True:
         try:
@@ -120,28 +146,32 @@ def session(chat: Chat) -> int:
             return 0
         if line == "/quit":
             return 0
-        if line.startswith("/"):
-            _command(chat, line)
-        elif line:
-            try:
+        if not line:
+            continue
+        try:
+            if line.startswith("/"):
+                _command(chat, line)
+            else:
                 once(chat, line, as_json=False)
-            except UserError as error:
-                say(f"error: {error}")
+        except UserError as error:
+            say(f"error: {error}")
+        except KeyboardInterrupt:
+            say("\ninterrupted; the answer was not stored. /quit ends the session")
 
 
 def _command(chat: Chat, line: str) -> None:
-    everything = 1_000_000
     match line:
         case "/new":
             chat.conversation = new_conversation()
             say(f"conversation {chat.conversation}")
         case "/history":
-            for turn in chat.history.last(chat.conversation, everything):
-                print(f"{turn.number}. {turn.question}\n   {turn.answer}", flush=True)
+            for turn in turns(chat.history, chat.user, chat.conversation):
+                print(f"{turn.number}. {harmless(turn.question)}\n   {harmless(turn.answer)}", flush=True)
         case "/export":
-            turns = chat.history.last(chat.conversation, everything)
-            said = messages("", [(turn.question, turn.answer) for turn in turns], Settings(window=everything))[:-1]
-            print(json.dumps({"messages": said}, ensure_ascii=False), flush=True)
+            said: list[dict[str, str]] = []
+            for turn in turns(chat.history, chat.user, chat.conversation):
+                said += [{"role": "user", "content": turn.question}, {"role": "assistant", "content": turn.answer}]
+            print(json.dumps({"messages": said}, ensure_ascii=True), flush=True)
         case _:
             say(f"unknown command {line.split()[0]}; /new /history /export /quit")
 

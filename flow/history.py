@@ -1,25 +1,29 @@
-"""Where conversations are kept: one contract, and SQLite as its first store.
+"""Where conversations are kept: one contract, SQLite on this machine and Cosmos DB (cosmos_history.py) in Azure.
 
 A turn is a question with its answer, stored together once the answer is whole: a crash in between leaves a
 conversation that simply goes on. `append` may be repeated with the same `key` and stores once; turns get their numbers
 in the order in which they were stored, without gaps, whoever else appends.
+
+Calls block, each for one short transaction, and any thread may make them: callers in an event loop use a thread.
 """
 
 from __future__ import annotations
 
 import os
-import sqlite3
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from infra.cli import UserError
-from infra.outputs import PROJECT
+from infra.cli import WRONG_USE, UserError
+from infra.outputs import PROJECT, StackOutputs
 
-BUSY_SECONDS = 10.0
+VERSION = 1
+"""Of what a store holds; one of another version is refused rather than guessed at."""
+LONGEST_ID = 200
+"""Characters of a user's or a conversation's id."""
+PAGE = 100
+"""Turns, or conversations, that a listing holds unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -32,104 +36,100 @@ class Turn:
     asked_at: float
 
 
-class History(Protocol):
-    """What every store gives; a Cosmos DB store has the same four methods and passes the same tests."""
+@dataclass(frozen=True)
+class Conversation:
+    """One line of a user's list: how many turns were ever stored, when the last was (Unix seconds)."""
 
-    def append(self, conversation: str, key: str, question: str, answer: str) -> Turn:
+    id: str
+    turns: int
+    updated_at: float
+
+
+class History(Protocol):
+    """What every store gives. Ids are any text of 1 to 200 characters; others are a UserError (wrong use).
+
+    Every method raises UserError where the store cannot be reached, refuses, or holds items of another version.
+    """
+
+    def append(self, user: str, conversation: str, key: str, question: str, answer: str) -> Turn:
         """Store a turn at the conversation's end, once for each `key`, and give it back as stored."""
         ...
 
-    def last(self, conversation: str, count: int) -> list[Turn]:
+    def last(self, user: str, conversation: str, count: int) -> list[Turn]:
         """The newest `count` turns, oldest first; none for an unknown conversation."""
         ...
 
-    def conversations(self) -> list[str]:
-        """The ids of all conversations, the most recently used first."""
+    def page(self, user: str, conversation: str, after: int = 0, count: int = PAGE) -> list[Turn]:
+        """The first `count` turns with numbers above `after`, oldest first."""
         ...
 
-    def delete(self, conversation: str) -> None:
+    def conversations(self, user: str, count: int = PAGE) -> list[Conversation]:
+        """A user's conversations, the most recently used first."""
+        ...
+
+    def delete(self, user: str, conversation: str) -> None:
         """Remove a conversation; nothing happens if there is none."""
         ...
 
+    def erase(self, user: str) -> None:
+        """Remove all that a user ever said and was answered."""
+        ...
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS turns (
-    conversation TEXT NOT NULL,
-    number INTEGER NOT NULL,
-    key TEXT NOT NULL,
-    question TEXT NOT NULL,
-    answer TEXT NOT NULL,
-    asked_at REAL NOT NULL,
-    PRIMARY KEY (conversation, number),
-    UNIQUE (conversation, key)
-) WITHOUT ROWID
-"""
-COLUMNS = "number, question, answer, asked_at"
+    def close(self) -> None: ...
 
 
-class SqliteHistory:
-    """The local store: one file, safe for many processes at once (WAL, writers take turns)."""
-
-    def __init__(self, path: Path) -> None:
-        """Opens `path` and makes it if it is missing. Raises UserError if that cannot be."""
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # isolation_level None: no transaction but those that `_transaction` begins
-            self._db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-            os.chmod(path, 0o600)  # conversations are personal data
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute(SCHEMA)
-        except (OSError, sqlite3.Error) as error:
-            raise UserError(
-                f"the chat history {path} cannot be opened: {error}", next_command="set CHAT_HISTORY to another file"
-            ) from None
-
-    def append(self, conversation: str, key: str, question: str, answer: str) -> Turn:
-        with self._transaction():
-            stored = self._db.execute(
-                f"SELECT {COLUMNS} FROM turns WHERE conversation = ? AND key = ?", (conversation, key)
-            ).fetchone()
-            if stored is not None:
-                return Turn(*stored)
-            (newest,) = self._db.execute(
-                "SELECT coalesce(max(number), 0) FROM turns WHERE conversation = ?", (conversation,)
-            ).fetchone()
-            turn = Turn(newest + 1, question, answer, time.time())
-            self._db.execute(
-                "INSERT INTO turns VALUES (?, ?, ?, ?, ?, ?)",
-                (conversation, turn.number, key, turn.question, turn.answer, turn.asked_at),
-            )
-        return turn
-
-    def last(self, conversation: str, count: int) -> list[Turn]:
-        rows = self._db.execute(
-            f"SELECT {COLUMNS} FROM turns WHERE conversation = ? ORDER BY number DESC LIMIT ?", (conversation, count)
-        ).fetchall()
-        return [Turn(*row) for row in reversed(rows)]
-
-    def conversations(self) -> list[str]:
-        rows = self._db.execute("SELECT conversation FROM turns GROUP BY conversation ORDER BY max(asked_at) DESC")
-        return [conversation for (conversation,) in rows]
-
-    def delete(self, conversation: str) -> None:
-        self._db.execute("DELETE FROM turns WHERE conversation = ?", (conversation,))
-
-    def close(self) -> None:
-        self._db.close()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """A write transaction from its first statement on: BEGIN IMMEDIATE, so that no two read the same maximum."""
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
+def export(history: History, user: str) -> Iterator[dict[str, Any]]:
+    """All that is kept of a user, one `{"conversation", "turns"}` each, read page by page."""
+    for conversation in history.conversations(user, count=1_000_000):
+        yield {"conversation": conversation.id, "turns": [vars(turn) for turn in turns(history, user, conversation.id)]}
 
 
-def default_path() -> Path:
-    """$CHAT_HISTORY, or `.local/chat.db` in the project."""
-    given = os.environ.get("CHAT_HISTORY")
-    return Path(given) if given else PROJECT / ".local" / "chat.db"
+def turns(history: History, user: str, conversation: str) -> Iterator[Turn]:
+    """Every turn of a conversation, oldest first, read page by page."""
+    after = 0
+    while page := history.page(user, conversation, after):
+        yield from page
+        after = page[-1].number
+
+
+def checked_id(text: str, of: str) -> str:
+    """`text` if it can be an id. Raises UserError (wrong use) otherwise, saying that of what it was."""
+    if not 0 < len(text) <= LONGEST_ID:
+        raise UserError(f"the {of}'s id has {len(text)} characters, not 1 to {LONGEST_ID}", code=WRONG_USE)
+    if text != valid_text(text):
+        raise UserError(f"the {of}'s id is not valid Unicode text", code=WRONG_USE)
+    return text
+
+
+def valid_text(text: str) -> str:
+    """The text as it can be stored: surrogates joined to their characters, lone ones replaced by `?`.
+
+    JSON can carry halves of a character ("\\ud83d"), and a model that writes byte by byte really sends them.
+    """
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\ufffd\ufffd", "\ufffd")
+
+
+def history_of(outputs: StackOutputs) -> History:
+    """$CHAT_HISTORY's file if it is set, else the stack's Cosmos DB, else `.local/chat.db` in the project.
+
+    $CHAT_TTL_DAYS removes turns that are older; kept for ever without it.
+    """
+    from flow.cosmos_history import CosmosHistory
+    from flow.sqlite_history import SqliteHistory
+
+    file, ttl = os.environ.get("CHAT_HISTORY"), _ttl()
+    if file or not outputs.chat_store:
+        return SqliteHistory(Path(file) if file else PROJECT / ".local" / "chat.db", ttl=ttl)
+    return CosmosHistory(outputs.chat_store, ttl=ttl)
+
+
+def _ttl() -> int | None:
+    """Seconds. Raises UserError (wrong use) for what is no positive number of days."""
+    text = os.environ.get("CHAT_TTL_DAYS")
+    try:
+        seconds = None if not text else int(float(text) * 86_400)
+    except (ValueError, OverflowError):
+        seconds = 0
+    if seconds is not None and not 0 < seconds <= 2**31 - 1:
+        raise UserError(f"CHAT_TTL_DAYS is {text!r}, not a positive number of days", code=WRONG_USE)
+    return seconds

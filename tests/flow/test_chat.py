@@ -1,4 +1,4 @@
-"""The conversation: what is sent, what is retried, what is stored; against the real server where one is needed."""
+"""The chat on its command line and in its store, against the real server."""
 
 from __future__ import annotations
 
@@ -6,95 +6,22 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
-import httpx
 import pytest
 
-from flow.chat import Chat, checked, once, session
-from flow.conversation import Endpoint, Reply, Settings, ask, messages
-from flow.history import SqliteHistory
+from flow.chat import Chat, _command, checked, once, session
+from flow.conversation import Endpoint, Reply, Settings
+from flow.sqlite_history import SqliteHistory
 from infra.cli import WRONG_USE, UserError
 from tests.deployment.conftest import Server, free_port
-
-FAST = Settings(deadline=5, first_pause=0.01)
-
-
-def test_messages_hold_the_system_prompt_the_last_turns_and_the_question() -> None:
-    earlier = [(f"q{n}", f"a{n}") for n in range(5)]
-    made = messages("now", earlier, Settings(system="be brief", window=1))
-    assert made == [
-        {"role": "system", "content": "be brief"},
-        {"role": "user", "content": "q4"},
-        {"role": "assistant", "content": "a4"},
-        {"role": "user", "content": "now"},
-    ]
-    assert messages("now", earlier, Settings(window=0)) == [{"role": "user", "content": "now"}]
-
-
-def stream_of(*pieces: str, end: str = "data: [DONE]\n\n") -> bytes:
-    events = [{"choices": [{"delta": {"content": piece}}]} for piece in pieces]
-    return "".join(f"data: {json.dumps(event)}\n\n" for event in events).encode() + end.encode()
-
-
-def gather(answers: list[httpx.Response], settings: Settings = FAST) -> tuple[str, int]:
-    """The text, and how many requests it took, from a transport that gives `answers` in turn."""
-    asked: list[httpx.Request] = []
-
-    def handle(request: httpx.Request) -> httpx.Response:
-        asked.append(request)
-        return answers[min(len(asked), len(answers)) - 1]
-
-    async def run() -> str:
-        async with httpx.AsyncClient(transport=httpx.MockTransport(handle)) as client:
-            endpoint = Endpoint("https://endpoint/score", lambda: {"Authorization": "Bearer t"})
-            said = messages("hi", [])
-            return "".join([piece async for piece in ask(endpoint, said, settings, client=client)])
-
-    text = asyncio.run(run())
-    assert all(request.headers["authorization"] == "Bearer t" for request in asked)
-    return text, len(asked)
-
-
-@pytest.mark.parametrize("status", [408, 429, 503])
-def test_not_now_is_tried_again(status: int) -> None:
-    busy = [httpx.Response(status), httpx.Response(status, headers={"retry-after": "0.02"})]
-    assert gather([*busy, httpx.Response(200, content=stream_of("a", "b"))]) == ("ab", 3)
-
-
-def test_not_now_ends_at_the_deadline() -> None:
-    with pytest.raises(UserError, match="429 and goes on"):
-        gather([httpx.Response(429)], Settings(deadline=0.1, first_pause=0.01))
-    with pytest.raises(UserError, match="429"):
-        gather([httpx.Response(429, headers={"retry-after": "600"})])
-
-
-@pytest.mark.parametrize(("status", "words"), [(400, "too long"), (401, "credentials"), (500, "answers 500")])
-def test_other_refusals_are_told_at_once(status: int, words: str) -> None:
-    error = {"error": {"message": "too long"}}
-    with pytest.raises(UserError, match=words):
-        gather([httpx.Response(status, json=error), httpx.Response(200, content=stream_of("never"))])
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (stream_of("half", end=""), "breaks off"),
-        (stream_of("half", end='data: {"error": {"message": "out of memory"}}\n\n'), "out of memory"),
-        (b"data: nonsense\n\n", "no chat stream"),
-    ],
-)
-def test_an_answer_cut_midway_is_an_error(content: bytes, words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        gather([httpx.Response(200, content=content)])
 
 
 @pytest.fixture
 def chat(server: Server, tmp_path: Path) -> Chat:
     store = SqliteHistory(tmp_path / "chat.db")
-    return Chat(Endpoint(f"{server.url}/score", dict), store, "c", Settings(max_tokens=12))
+    return Chat(Endpoint(f"{server.url}/score", dict), store, "c", settings=Settings(max_tokens=12))
 
 
 def test_the_real_server_answers_in_pieces_and_the_turn_is_stored(chat: Chat) -> None:
@@ -102,7 +29,7 @@ def test_the_real_server_answers_in_pieces_and_the_turn_is_stored(chat: Chat) ->
     reply = asyncio.run(chat.answer("  Who founded Microsoft? ", pieces.append))
     assert reply.text == "".join(pieces)
     assert reply.usage["completion_tokens"] == 12
-    (turn,) = chat.history.last("c", 5)
+    (turn,) = chat.history.last("user", "c", 5)
     assert (turn.question, turn.answer) == ("Who founded Microsoft?", reply.text)
 
 
@@ -116,7 +43,7 @@ def test_an_endpoint_that_is_down_stores_nothing(chat: Chat) -> None:
     chat.endpoint = Endpoint(f"http://127.0.0.1:{free_port()}/score", dict)
     with pytest.raises(UserError, match="cannot be reached"):
         asyncio.run(chat.answer("hello"))
-    assert chat.history.last("c", 5) == []
+    assert chat.history.last("user", "c", 5) == []
 
 
 def test_the_answer_goes_to_stdout_and_json_is_one_object(chat: Chat, capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,7 +51,7 @@ def test_the_answer_goes_to_stdout_and_json_is_one_object(chat: Chat, capsys: py
     printed = json.loads(capsys.readouterr().out)
     assert set(printed) == {"answer", "conversation", "usage"}
     once(chat, "hello again", as_json=False)
-    stored = chat.history.last("c", 1)[0].answer
+    stored = chat.history.last("user", "c", 1)[0].answer
     shown = "".join(letter for letter in stored if letter.isprintable() or letter in "\n\t")
     assert capsys.readouterr().out == shown + "\n"
 
@@ -153,24 +80,12 @@ def test_questions_have_limits(question: str) -> None:
 def test_a_hundred_conversations_at_once(chat: Chat) -> None:
     async def everyone() -> list[Reply]:
         settings = Settings(max_tokens=2, deadline=60, first_pause=0.05)
-        chats = [Chat(chat.endpoint, chat.history, f"c{number}", settings) for number in range(100)]
+        chats = [Chat(chat.endpoint, chat.history, f"c{number}", settings=settings) for number in range(100)]
         return list(await asyncio.gather(*(one.answer("hello") for one in chats)))
 
     replies = asyncio.run(everyone())
     assert {reply.usage["completion_tokens"] for reply in replies} == {2}
-    assert len(chat.history.conversations()) == 100
-
-
-def test_the_prompt_flow_tool_gives_the_history_on(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("promptflow")
-    from flow import flow_tool
-
-    monkeypatch.setattr(flow_tool, "load_outputs", lambda: None)
-    monkeypatch.setattr(flow_tool, "endpoint_of", lambda outputs: Endpoint(f"{server.url}/score", dict))
-    call: Callable[..., Any] = flow_tool.chat
-    alone = asyncio.run(call("hello", []))
-    turn = {"inputs": {"question": "hello"}, "outputs": {"answer": alone}}
-    assert isinstance(alone, str) and isinstance(asyncio.run(call("hello", [turn])), str)
+    assert len(chat.history.conversations("user")) == 100
 
 
 def test_help_and_wrong_use_need_no_heavy_import() -> None:
@@ -182,3 +97,55 @@ def test_help_and_wrong_use_need_no_heavy_import() -> None:
     assert done.stdout.strip() == "[]"
     done = subprocess.run([sys.executable, "-m", "flow.chat", " "], capture_output=True, text=True)
     assert done.returncode == WRONG_USE and "Traceback" not in done.stderr
+
+
+def test_a_turn_that_cannot_be_stored_is_said_after_the_answer(chat: Chat) -> None:
+    pieces: list[str] = []
+    chat.history.close()
+    chat.settings = Settings(max_tokens=4, window=0)
+    with pytest.raises(UserError, match="cannot be read"):
+        asyncio.run(chat.answer("hello", pieces.append))
+    assert pieces == []
+
+
+class ReadOnly(SqliteHistory):
+    def append(self, *given: object, **named: object) -> NoReturn:
+        raise UserError("the disk is full")
+
+
+def test_an_answer_that_cannot_be_stored_is_shown_and_said(chat: Chat, tmp_path: Path) -> None:
+    pieces: list[str] = []
+    chat.history = ReadOnly(tmp_path / "full.db")
+    with pytest.raises(UserError, match="whole but was not stored: the disk is full"):
+        asyncio.run(chat.answer("hello", pieces.append))
+    assert pieces
+
+
+def test_an_interrupted_answer_leaves_the_session_and_stores_nothing(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = iter(["hello", "/history", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    monkeypatch.setattr("flow.chat._show", interrupt)
+    assert session(chat) == 0
+    assert "interrupted" in capsys.readouterr().err
+    assert chat.history.last("user", "c", 5) == []
+
+
+def interrupt(piece: str) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def test_neither_answers_nor_history_steer_a_terminal(chat: Chat, capsys: pytest.CaptureFixture[str]) -> None:
+    chat.history.append("user", "c", "k", "\x1b[2Jq", "\x1b]0;title\x07a\u202eb")
+    for command in ("/history", "/export"):
+        _command(chat, command)
+    shown = capsys.readouterr().out
+    assert not {"\x1b", "\x07", "\u202e"} & set(shown) and "[2Jq" in shown
+
+
+@pytest.mark.parametrize("conversation", ["", "x" * 201])
+def test_a_conversation_id_that_can_be_none_is_wrong_use(conversation: str) -> None:
+    words = ["hello", "--conversation", conversation, "--outputs", "/dev/null"]
+    done = subprocess.run([sys.executable, "-m", "flow.chat", *words], capture_output=True, text=True)
+    assert done.returncode == WRONG_USE and "conversation's id" in done.stderr and "Traceback" not in done.stderr
