@@ -85,9 +85,14 @@ def check(
 def probe(endpoint: Endpoint, question: Question, deployment: str | None = None) -> float:
     """One request, taken as it comes; the seconds it took. Raises ProbeFailed."""
     began = time.monotonic()
-    reply = _post(endpoint, question, deployment)
-    judge(question, _status(reply), reply.text)
+    tokens(endpoint, question, deployment)
     return time.monotonic() - began
+
+
+def tokens(endpoint: Endpoint, question: Question, deployment: str | None = None) -> int:
+    """One request, taken as it comes; the tokens of its answer. Raises ProbeFailed."""
+    reply = _post(endpoint, question, deployment)
+    return judge(question, _status(reply), reply.text)
 
 
 def _post(endpoint: Endpoint, question: Question, deployment: str | None) -> requests.Response:
@@ -117,13 +122,13 @@ def judge(question: Question, status: int, body: str) -> int:
                 raise ProbeFailed("an empty answer")
             return 0
         text = answer["choices"][0]["message"]["content"]
-        tokens = answer["usage"]["completion_tokens"]
+        count = answer["usage"]["completion_tokens"]
     except (ValueError, KeyError, IndexError, TypeError):
         kind = "chat completion" if question.chat else "JSON"
         raise ProbeFailed(f"something that is no {kind}: {_shown(body)}") from None
-    if not isinstance(text, str) or not text.strip() or not isinstance(tokens, int):
+    if not isinstance(text, str) or not text.strip() or not isinstance(count, int):
         raise ProbeFailed("an empty answer")
-    return tokens
+    return count
 
 
 def _shown(body: str) -> str:

@@ -54,7 +54,7 @@ def test_a_good_version_takes_over_without_one_failed_request(served: Stack, tmp
     ("kind", "code", "says"),
     [
         ("crash", 1, "this version crashes"),
-        ("never ready", 1, "did not answer its readiness probe"),
+        ("never ready", 1, "did not become ready in time"),
         ("garbage", 1, "no chat completion"),
         ("killed", 1, "137"),
     ],
