@@ -9,6 +9,8 @@
     model.py          where the model lies and what its files say
     engines.py        which engine, and why
     transformers_engine.py, batcher.py, cache.py    plain transformers, all requests decoded together
+    openvino_engine.py, openvino_export.py, openvino_check.py    8-bit weights for CPUs; what they cost
+    worker.py         what engines of one thread share
     machine.py        CPUs and memory
 
 It travels into the image with `training/prompt.py` and `infra/cli.py` and imports nothing else of the project.

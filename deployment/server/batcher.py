@@ -7,13 +7,13 @@ float32 its greedy text is the one that `model.generate` gives.
 
 from __future__ import annotations
 
-import threading
-from collections import deque
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from deployment.server.decoding import next_tokens
-from deployment.server.rows import EngineStopped, QueueFull, Row
+from deployment.server.rows import Row
+from deployment.server.worker import Worker
 
 if TYPE_CHECKING:
     import torch
@@ -25,12 +25,11 @@ PREFILL_TOKENS = 4096
 """Prompt tokens, padding included, in one forward pass: their activations need memory too."""
 
 
-class Batcher:
-    """The engine: `submit` rows from any thread, `close` at the end.
+class Batcher(Worker):
+    """The engine.
 
     Args:
-        slots: rows that decode at once; more wait.
-        queue: rows that may wait; one more raises QueueFull.
+        slots, queue: as Worker's.
         room: tokens that the cache may hold, prompts, answers and padding together; a row that would not fit waits,
             and one that is alone always fits.
     """
@@ -44,98 +43,27 @@ class Batcher:
         queue: int = 64,
         room: int | None = None,
     ) -> None:
-        self.slots, self.queue, self._room = slots, queue, room
-        self._model, self._stop_ids = model, stop_ids
-        self._waiting: deque[Row] = deque()
-        self._running: list[Row] = []
+        self._model, self._stop_ids, self._room = model, stop_ids, room
         self._cache: Batch | None = None
-        self._changed = threading.Condition()
-        self._closed = False
-        self.steps = 0
-        """Forward passes so far."""
-        self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
-        self._thread.start()
+        super().__init__(slots, queue)
 
-    def submit(self, rows: Sequence[Row]) -> None:
-        """Queue all of `rows`, or none.
-
-        Raises:
-            QueueFull: not all of them fit.
-            EngineStopped: the engine is closed or dead.
-        """
-        with self._changed:
-            if self._closed or not self._thread.is_alive():
-                raise EngineStopped
-            self._waiting = deque(row for row in self._waiting if not row.cancelled)
-            if len(self._waiting) + len(rows) > self.slots - len(self._running) + self.queue:
-                raise QueueFull
-            self._waiting.extend(rows)
-            self._changed.notify()
-
-    @property
-    def alive(self) -> bool:
-        return self._thread.is_alive()
-
-    @property
-    def load(self) -> tuple[int, int]:
-        """(running, waiting) rows."""
-        return len(self._running), len(self._waiting)
-
-    def close(self) -> None:
-        """Stop after the present step; rows that are not finished are told that they failed."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-        self._thread.join()
-
-    def _run(self) -> None:
+    def _surroundings(self) -> AbstractContextManager[object]:
         import torch
 
-        try:
-            with torch.inference_mode():
-                while self._wait_for_work():
-                    self._advance()
-        finally:
-            with self._changed:
-                self._closed = True
-                self._running += self._waiting
-                self._waiting.clear()
-            self._fail("the server is stopping")
-
-    def _wait_for_work(self) -> bool:
-        with self._changed:
-            while not (self._closed or self._waiting or self._running):
-                self._changed.wait()
-            return not self._closed
+        return torch.inference_mode()
 
     def _advance(self) -> None:
-        """One step for all rows: the newcomers' prompts first, then a token for everyone who runs."""
-        try:
-            self._drop([place for place, row in enumerate(self._running) if row.cancelled])
-            if newcomers := self._admit():
-                self._prefill(newcomers)
-            elif self._running:
-                self._step()
-        except RuntimeError as error:  # torch's own, out of memory above all: this batch is lost, not the server
-            self._fail(f"the batch failed: {type(error).__name__}")
-
-    def _admit(self) -> list[Row]:
-        """The rows that come in now, in the order in which they came."""
-        with self._changed:
-            newcomers: list[Row] = []
-            while self._waiting:
-                row = self._waiting[0]
-                if not row.cancelled and not self._fits([*newcomers, row]):
-                    break
-                self._waiting.popleft()
-                if not row.cancelled:
-                    newcomers.append(row)
-            return newcomers
+        """The newcomers' prompts first, then a token for everyone who runs."""
+        self._drop([place for place, row in enumerate(self._running) if row.cancelled])
+        if newcomers := self._admit():
+            self._prefill(newcomers)
+        elif self._running:
+            self._step()
 
     def _fits(self, newcomers: Sequence[Row]) -> bool:
         """Whether `newcomers` can be prefilled together, and then decode beside the running rows to their ends."""
         everyone = [*self._running, *newcomers]
-        if len(everyone) > self.slots:
+        if not super()._fits(newcomers):
             return False
         padded = len(newcomers) * max(len(row.prompt) for row in newcomers)
         wasteful = padded > 2 * sum(len(row.prompt) for row in newcomers) or padded > PREFILL_TOKENS
@@ -178,8 +106,5 @@ class Batcher:
         if not self._running:
             self._cache = None
 
-    def _fail(self, message: str) -> None:
-        """Tell all running rows that they failed, and begin anew without them."""
-        rows, self._running, self._cache = self._running, [], None
-        for row in rows:
-            row.fail(message)
+    def _forget(self) -> None:
+        self._cache = None

@@ -1,0 +1,169 @@
+"""The openvino engine: the same contract on an exported model. Skipped where the library is not installed.
+
+In an environment of its own: pip install -r deployment/server/openvino/requirements.txt nncf
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import httpx
+import pytest
+
+from deployment.server import openvino_check, openvino_engine
+from deployment.server.openvino_check import VERDICT, Verdict
+from deployment.server.openvino_engine import OpenVinoEngine, OpenVinoModel
+from deployment.server.rows import Event, Finished, QueueFull, Row
+from deployment.server.transformers_engine import TransformersModel
+from infra.cli import REFUSED, UserError
+from tests.deployment.conftest import serve, wait_idle
+from tests.deployment.test_batcher import WORDS, finish, generated, row
+
+needs_openvino = pytest.mark.skipif(
+    find_spec("openvino_genai") is None or find_spec("nncf") is None, reason="openvino-genai and nncf are not installed"
+)
+
+
+def test_an_export_that_was_not_measured_or_lost_too_much_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="never measured") as refused:
+        openvino_check.require_approved(tmp_path)
+    assert refused.value.code == REFUSED
+    for after in (2.5, float("nan")):
+        Verdict(2.0, after, 100).write(tmp_path)
+        with pytest.raises(UserError, match="was refused"):
+            openvino_check.require_approved(tmp_path)
+    Verdict(2.0, 2.0 + openvino_check.MAX_RISE / 2, 100).write(tmp_path)
+    openvino_check.require_approved(tmp_path)
+
+
+def test_the_cache_takes_no_more_than_is_useful_or_free() -> None:
+    gib = openvino_engine.GIB
+    assert openvino_engine.cache_gigabytes(100 * gib, 3 * gib) == 3
+    assert openvino_engine.cache_gigabytes(10 * gib, 30 * gib) == 4
+    assert openvino_engine.cache_gigabytes(None, gib // 2) == 1
+
+
+@pytest.mark.skipif(find_spec("openvino_genai") is not None, reason="openvino-genai is installed")
+def test_a_missing_library_is_named_with_the_command_that_installs_it(model_folder: Path) -> None:
+    with pytest.raises(UserError, match=r"pip install -r deployment/server/openvino"):
+        openvino_engine.load(model_folder, threads=1)
+
+
+@pytest.fixture(scope="module")
+def exported(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from deployment.server import openvino_export
+
+    out = tmp_path_factory.mktemp("exported") / "small"
+    held_out = out.parent / "eval.jsonl"
+    messages = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "Hello everyone!"}]
+    held_out.write_text(json.dumps({"messages": messages}) + "\n")
+    words = ["--model", str(model_folder), "--eval", str(held_out), "--out", str(out), "--json"]
+    assert openvino_export.main(words) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def fast(exported: Path) -> OpenVinoModel:
+    return openvino_engine.load(exported, threads=1)
+
+
+@pytest.fixture(scope="module")
+def engine(fast: OpenVinoModel) -> Iterator[OpenVinoEngine]:
+    made = fast.start(4, 64)
+    yield made
+    made.close()
+
+
+@needs_openvino
+def test_the_export_says_what_it_cost(exported: Path) -> None:
+    found = json.loads((exported / VERDICT).read_text())
+    assert found["approved"] is True
+    assert abs(found["rise"]) < openvino_check.MAX_RISE
+    assert found["loss_before"] != found["loss_after"]
+
+
+@needs_openvino
+def test_a_loss_that_rose_by_a_nat_is_not_approved(exported: Path, model_folder: Path) -> None:
+    verdict = openvino_check.check(model_folder, exported, exported.parent / "eval.jsonl")
+    assert verdict.approved
+    assert not replace(verdict, loss_after=verdict.loss_before + 1).approved
+
+
+@needs_openvino
+def test_greedy_tokens_are_mostly_those_of_the_original_whoever_joins(
+    loaded: TransformersModel, engine: OpenVinoEngine
+) -> None:
+    dice = random.Random(5)
+    asked = []
+    for _ in range(20):
+        made, events = row(loaded, " ".join(dice.choices(WORDS, k=dice.randint(1, 30))), dice.randint(2, 12))
+        engine.submit([made])
+        asked.append((made, events))
+        time.sleep(dice.random() * 0.01)
+    for _, events in asked:
+        finish(events)
+    same = sum(made.generated == generated(loaded, made.prompt, made.max_tokens) for made, _ in asked)
+    assert all(len(made.generated) == made.max_tokens for made, _ in asked)
+    assert same >= 10  # 8-bit weights, and a model whose choices are all near
+
+
+@needs_openvino
+def test_a_seed_repeats_and_another_differs(loaded: TransformersModel, engine: OpenVinoEngine) -> None:
+    def drawn(seed: int) -> list[int]:
+        made, events = row(loaded, "hello", 12, temperature=1.0, seed=seed)
+        engine.submit([made])
+        finish(events)
+        return made.generated
+
+    assert drawn(1) == drawn(1) != drawn(2)
+
+
+@needs_openvino
+def test_cancelled_rows_leave_no_page_behind(loaded: TransformersModel, fast: OpenVinoModel) -> None:
+    engine = fast.start(4, 8)
+    dice, live = random.Random(3), list[Row]()
+    for _ in range(300):
+        made, _ = row(loaded, dice.choice(WORDS), 300)
+        try:
+            engine.submit([made])
+            live.append(made)
+        except QueueFull:
+            live.pop(dice.randrange(len(live))).cancel()
+            time.sleep(0.002)
+    for one in live:
+        one.cancel()
+    deadline = time.monotonic() + 20
+    while any(engine.load):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert not engine._handles
+    assert not engine._pipeline.has_non_finished_requests()
+    events: queue.Queue[Event]
+    made, events = row(loaded, "hello", 4)
+    engine.submit([made])
+    assert finish(events)[1] == Finished("length", 4)
+    engine.close()
+    assert not engine.alive
+
+
+@needs_openvino
+def test_the_contract_holds_in_front_of_it(fast: OpenVinoModel) -> None:
+    with serve(fast) as server, httpx.Client(base_url=server.url, timeout=30, trust_env=False) as client:
+        asked = {"messages": [{"role": "user", "content": "Who founded Microsoft?"}], "max_tokens": 12}
+        whole = client.post("/score", json=asked).json()["choices"][0]["message"]["content"]
+        lines = client.post("/score", json={**asked, "stream": True}).text.splitlines()
+        chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+        assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == whole
+        stop = whole[len(whole) // 2 : len(whole) // 2 + 3]
+        cut = client.post("/score", json={**asked, "stop": stop}).json()["choices"][0]
+        assert (cut["message"]["content"], cut["finish_reason"]) == (whole[: whole.index(stop)], "stop")
+        guide = client.post("/score", json={"input_data": ["Who founded Microsoft?"], "params": {"max_new_tokens": 12}})
+        assert guide.json() == [whole]
+        wait_idle(server, 5)
