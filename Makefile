@@ -4,7 +4,7 @@
 # Every target is a call of `python -m …`.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo doctor cost prices up data train deploy chat down env-up env-down env-list reap status logs bench lint test
+.PHONY: help setup lock demo doctor cost prices up data train promote deploy chat down env-up env-down env-list reap status rollback logs smoke load teardown bench lint test
 
 PY := .venv/bin/python
 READY := .venv/.ready
@@ -76,8 +76,11 @@ $(DATA)/base-model/config.json: $(DATA)/card.json
 train: stack data  ## fine-tune on the stack's cluster and register the model
 	$(RUN) -m training.submit --recipe $(RECIPE) --data $(DATA) --stack $(STACK)
 
+promote: stack  ## share a model with a registry: make promote MODEL=NAME[:VERSION] REGISTRY=NAME
+	$(RUN) -m training.promote $(call quoted,$(MODEL)) --registry $(call quoted,$(REGISTRY)) --stack $(STACK)
+
 deploy: stack  ## roll the newest approved model out to the endpoint
-	$(RUN) -m deployment.rollout --stack $(STACK) $(if $(LOCAL),--yes)
+	$(RUN) -m deployment.rollout --stack $(STACK) $(if $(LOCAL),--yes --soak 5 --keep 0)
 
 chat: stack  ## ask the endpoint: make chat Q="…"; Q= (empty) opens a session
 	$(RUN) -m flow.chat --stack $(STACK) $(if $(Q),"$(Q)")
@@ -100,8 +103,23 @@ env-list: $(READY)  ## the environments, with branch and expiry
 reap: $(READY)  ## list what has expired or lost its branch; with YES=1 remove it
 	$(RUN) -m infra.environment reap $(if $(YES),--yes)
 
-status: stack  ## what the endpoint serves
+status: stack  ## what the endpoint serves, and where a rollout stands
 	$(RUN) -m deployment.status --stack $(STACK)
+
+rollback: stack  ## all traffic back to the deployment that served before
+	$(RUN) -m deployment.rollback --stack $(STACK)
+
+logs: stack  ## the last lines of what serves
+	$(RUN) -m deployment.logs --stack $(STACK)
+
+smoke: stack  ## one question to the endpoint
+	$(RUN) -m deployment.smoke --stack $(STACK)
+
+load: stack  ## ask the endpoint at a rate, and draw how long the answers take
+	$(RUN) -m deployment.load --stack $(STACK) --out load
+
+teardown: stack  ## delete the stack's endpoints, and nothing else
+	$(RUN) -m deployment.teardown --stack $(STACK) $(if $(LOCAL)$(YES),--yes)
 
 bench: $(READY)  ## our recipe beside the guide's settings, on this machine; docs/performance.md from the results
 	$(PY) -m bench.training

@@ -52,7 +52,10 @@ class Schedule:
 
     @property
     def steps_per_epoch(self) -> int:
-        """As transformers counts: micro-batches are dealt to the processes, the last step of an epoch is not full."""
+        """As transformers counts: micro-batches are dealt to the processes, the last step of an epoch is not full.
+
+        Where it has no rows for some of the processes, accelerate deals them rows of the epoch's beginning again.
+        """
         batches = math.ceil(math.ceil(self.data.rows / self.batch) / self.processes)
         return max(math.ceil(batches / self.accumulated), 1)
 

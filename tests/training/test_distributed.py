@@ -17,7 +17,7 @@ from training import ranks, sft
 from training.sft import Job
 
 ROOT = Path(__file__).resolve().parents[2]
-CHANGES = ("num_train_epochs=3", "learning_rate=3e-3", "save_strategy=no", "logging_steps=1")
+CHANGES = ("num_train_epochs=1", "learning_rate=3e-3", "warmup_steps=0", "save_strategy=no", "logging_steps=1")
 
 
 def _torchrun(job: Job, *changes: str) -> subprocess.CompletedProcess[str]:
@@ -40,10 +40,16 @@ def _weights(job: Job) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "packed", [(), ("packing=true", "max_length=64", "attn_implementation=auto")], ids=["padded", "packed"]
+    "packed",
+    [("max_steps=4",), ("max_steps=2", "packing=true", "max_length=64", "attn_implementation=auto")],
+    ids=["padded", "packed"],
 )
 def test_two_processes_learn_what_one_does(tmp_path: Path, tiny_model: Path, packed: tuple[str, ...]) -> None:
-    """The gradients are added up in another order, so that the weights agree closely, not to the last bit."""
+    """The gradients are added up in another order, so that the weights agree closely, not to the last bit.
+
+    The steps are those whose batches are full: of 38 rows, packed 21, eight at a time. In the last step of an epoch
+    accelerate deals rows of its beginning to the processes that have none left.
+    """
     one = small_job(tmp_path / "one", tiny_model, (*CHANGES, *packed, "per_device_train_batch_size=8"))
     two = small_job(tmp_path / "two", tiny_model, CHANGES)
     metrics = sft.train(one)
@@ -52,13 +58,14 @@ def test_two_processes_learn_what_one_does(tmp_path: Path, tiny_model: Path, pac
     again = json.loads(done.stdout)["metrics"]
     assert again["steps"] == metrics["steps"]
     assert again["eval_loss_before"] == pytest.approx(metrics["eval_loss_before"], abs=1e-4)
-    assert again["eval_loss"] == pytest.approx(metrics["eval_loss"], abs=2e-3)
+    assert again["eval_loss"] == pytest.approx(metrics["eval_loss"], abs=1e-4)
+    assert metrics["eval_gain"] > 1
     assert again["eval_tokens"] == metrics["eval_tokens"]
     base = _weights(Job(one.recipe, one.model, one.train, one.eval, Path(one.model)))
     theirs = _weights(two)
     for name, ours in _weights(one).items():
         moved = float((ours - base[name]).abs().max())
-        assert float((ours - theirs[name]).abs().max()) <= 0.05 * moved, name
+        assert float((ours - theirs[name]).abs().max()) <= 0.01 * moved, name
     # one voice: each line of the plan and of the progress is there once
     lines = done.stderr.splitlines()
     for beginning in ("recipe local", "global batch: 4 rows x 1 accumulated x 2", "step 1/", "saved to"):
@@ -70,7 +77,7 @@ def test_a_fault_of_the_input_is_said_once(tmp_path: Path, tiny_model: Path) -> 
     job = small_job(tmp_path, tiny_model, CHANGES)
     done = _torchrun(job, *CHANGES, "learning_rte=1")
     assert done.returncode != 0
-    assert done.stderr.count("the nearest key is `learning_rate`") == 1
+    assert done.stderr.count("the nearest is `learning_rate`") == 1
 
 
 def test_values_of_one_process_are_what_they_are() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).resolve().parents[2] / "training"
-VERBS = ("dataset", "recipe", "small_model", "sft", "evaluate", "register", "submit")
+VERBS = ("dataset", "recipe", "small_model", "sft", "evaluate", "register", "submit", "promote", "node")
 
 
 @pytest.mark.parametrize("verb", VERBS)
