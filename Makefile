@@ -116,7 +116,7 @@ smoke: stack  ## one question to the endpoint
 	$(RUN) -m deployment.smoke --stack $(STACK)
 
 load: stack  ## ask the endpoint at a rate, and draw how long the answers take
-	$(RUN) -m deployment.load --stack $(STACK) --out load
+	$(RUN) -m deployment.load --stack $(STACK) --out .local/load
 
 teardown: stack  ## delete the stack's endpoints, and nothing else
 	$(RUN) -m deployment.teardown --stack $(STACK) $(if $(LOCAL)$(YES),--yes)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 LINES = 200
 # learn.microsoft.com/azure/role-based-access-control/built-in-roles
 READERS = ("2a2b9908-6ea1-4ae2-8e65-a410df84e7d1", "ba92f5b4-2d11-453d-a403-e96b0029c9fe")
-PULLERS = (  # AcrPull, AcrPush, Contributor, Owner: learn.microsoft.com/azure/container-registry/container-registry-roles
+PULLERS = (  # AcrPull, AcrPush, Contributor, Owner
     "7f951dda-4ed3-4680-a7ca-43fe172d538d",
     "8311e382-0749-4cb8-b61a-304f252e45ec",
     "b24988ac-6180-42a0-ab88-20f7382dd24c",

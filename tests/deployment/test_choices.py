@@ -60,14 +60,21 @@ def test_endpoint_names_keep_azures_rules(stack: str) -> None:
     assert re.fullmatch(r"[a-z][a-z0-9-]{1,30}[a-z0-9]", endpoint_name(outputs(stack=stack)))
 
 
-def test_endpoint_names_differ_by_workspace_and_stack() -> None:
+@pytest.mark.parametrize("app", ["phi", "flow", "x" * 40, "7", "Über-App", "-", "a_b.c"])
+def test_endpoints_of_other_apps_keep_them_too(app: str) -> None:
+    for stack in ("dev", "x" * 80):
+        assert re.fullmatch(r"[a-z][a-z0-9-]{1,30}[a-z0-9]", endpoint_name(outputs(stack=stack), app))
+
+
+def test_endpoint_names_differ_by_workspace_stack_and_app() -> None:
     names = {
+        endpoint_name(outputs(), "flow"),
         endpoint_name(outputs()),
         endpoint_name(outputs(workspace_id="/subscriptions/s/workspaces/other")),
         endpoint_name(outputs(stack="x" * 40)),
         endpoint_name(outputs(stack="x" * 41)),
     }
-    assert len(names) == 4
+    assert len(names) == 5
 
 
 def test_assets_are_named_alike_however_azure_writes_them() -> None:
@@ -102,12 +109,35 @@ def test_the_images_version_follows_its_content(monkeypatch: pytest.MonkeyPatch,
     assert image.context_version() != before
 
 
+def test_a_folders_image_is_its_files_without_what_is_hidden(tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM x\nEXPOSE 8080\n")
+    (tmp_path / "smoke.json").write_text("{}")
+    for hidden in (".env", "__pycache__"):
+        (tmp_path / hidden).mkdir()
+        (tmp_path / hidden / "secret").write_text("x")
+    made = image.of_folder(tmp_path)
+    assert (set(made.files), made.port) == ({"Dockerfile", "smoke.json"}, 8080)
+    assert made.question == tmp_path / "smoke.json"
+    version = made.version
+    (tmp_path / ".env" / "secret").write_text("y")
+    assert image.of_folder(tmp_path).version == version
+    (tmp_path / "smoke.json").write_text("[]")
+    assert image.of_folder(tmp_path).version != version
+
+
+def test_an_mlflow_model_is_wanted_where_mlflow_serves() -> None:
+    mlflow = ModelVersion("c", "1", datetime(2026, 1, 1, tzinfo=UTC), {"approved": "true"}, "mlflow_model")
+    assert str(choose([*VERSIONS, mlflow], None, stack="dev", kind="mlflow_model")) == "c:1"
+    with pytest.raises(UserError, match="no model a is registered as mlflow_model"):
+        choose(VERSIONS, "a", stack="dev", kind="mlflow_model")
+
+
 def test_the_routes_name_the_port_of_the_dockerfile() -> None:
     dockerfile = (image.PROJECT / "deployment/server/Dockerfile").read_text()
     assert f"PORT={image.PORT} " in dockerfile
 
 
-VERBS = ["rollout", "smoke", "status", "logs", "teardown", "server"]
+VERBS = ["rollout", "rollback", "doctor", "load", "smoke", "status", "logs", "teardown", "server"]
 
 
 @pytest.mark.parametrize("verb", VERBS)

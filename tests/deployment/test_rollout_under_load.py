@@ -33,11 +33,11 @@ def url(served: Stack) -> str:
     return str(served.json("deployment.status", "--app", "app")["scoring_uri"])
 
 
-def traffic(served: Stack) -> object:
+def traffic(served: Stack) -> tuple[dict[str, int], int]:
     seen = served.json("deployment.status", "--app", "app")
-    deployments = seen["deployments"]
-    assert isinstance(deployments, dict)
-    return seen["traffic"], len(deployments)
+    shares, deployments = seen["traffic"], seen["deployments"]
+    assert isinstance(shares, dict) and isinstance(deployments, dict)
+    return shares, len(deployments)
 
 
 def test_a_good_version_takes_over_without_one_failed_request(served: Stack, tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_rollout_that_is_killed_at_every_boundary_goes_on_and_nobody_notices(s
     good, bad = read(tmp_path / "answers")
     assert bad == []
     assert any(text.endswith("often killed") for text in good)
-    shares, count = traffic(served)  # type: ignore[misc]
+    shares, count = traffic(served)
     assert list(shares.values()) == [100] and count == 1
 
 

@@ -24,8 +24,8 @@ class Stack:
     def verb(self, module: str, *words: str, timeout: float = 300, **env: str) -> subprocess.CompletedProcess[str]:
         return self.azure.run("-m", module, *words, "--outputs", str(self.outputs), timeout=timeout, **env)
 
-    def json(self, module: str, *words: str, **env: str) -> dict[str, object]:
-        done = self.verb(module, *words, "--json", **env)
+    def json(self, module: str, *words: str) -> dict[str, object]:
+        done = self.verb(module, *words, "--json")
         assert done.returncode == 0, done.stderr[-3000:]
         return last_json(done.stdout)
 
