@@ -32,6 +32,8 @@ def main(argv: list[str]) -> int:
     start.add_argument("--port", type=int, default=0, help="the proxy's port (default: the last one, or a free one)")
     serve = verbs.add_parser("serve", help="run it in the foreground")
     serve.add_argument("--port", type=int, default=0)
+    for one in (start, serve):
+        one.add_argument("--hub", action="store_true", help="also stand in for the model hub (HF_ENDPOINT)")
     verbs.add_parser("stop", help="stop it; its state stays")
     status = verbs.add_parser("status", help="what it holds, and which operations were asked that it does not emulate")
     status.add_argument("--json", action="store_true")
@@ -56,9 +58,9 @@ def main(argv: list[str]) -> int:
     home = Home.default()
     match options.verb:
         case "start":
-            return _start(home, options.port)
+            return _start(home, options.port, options.hub)
         case "serve":
-            return _serve(home, options.port)
+            return _serve(home, options.port, options.hub)
         case "stop":
             return _stop(home)
         case "status":
@@ -76,11 +78,11 @@ def main(argv: list[str]) -> int:
     return _run(home, options.command)
 
 
-def _serve(home: Home, port: int) -> int:
+def _serve(home: Home, port: int, hub: bool) -> int:
     from emulator.server import serve
 
     try:
-        asyncio.run(serve(home, port))
+        asyncio.run(serve(home, port, hub=hub))
     except OSError as error:
         raise EmulatorError(
             f"cannot listen on port {port}: {error.strerror}\n  next: python -m emulator start   (takes a free port)"
@@ -88,19 +90,26 @@ def _serve(home: Home, port: int) -> int:
     return 0
 
 
-def _start(home: Home, port: int) -> int:
+def _start(home: Home, port: int, hub: bool) -> int:
+    if hub:
+        from emulator.hub import prepare
+
+        home.make()
+        prepare(home)
     if record := home.running():
+        if hub and "hub_port" not in record:
+            raise EmulatorError("the emulator runs already, without the hub\n  next: python -m emulator stop")
         print(f"the emulator runs already (process {record['pid']}, port {record['port']}, state in {home.path})")
         return 0
     begun = time.monotonic()
-    record = ensure_started(home, port)
+    record = ensure_started(home, port, hub=hub)
     took = time.monotonic() - begun
     print(f"the emulator runs after {took:.1f} s: process {record['pid']}, port {record['port']}, state in {home.path}")
     print("  next: python -m emulator run -- COMMAND")
     return 0
 
 
-def ensure_started(home: Home, port: int = 0) -> dict[str, int]:
+def ensure_started(home: Home, port: int = 0, *, hub: bool = False) -> dict[str, int]:
     """Start the emulator unless it runs; returns its record. Two callers at once start one.
 
     Raises:
@@ -114,7 +123,7 @@ def ensure_started(home: Home, port: int = 0) -> dict[str, int]:
         fcntl.flock(folder, fcntl.LOCK_EX)
         if record := home.running():
             return record
-        process = _spawn(home, port or _last_port(home))
+        process = _spawn(home, port or _last_port(home), *(["--hub"] if hub else []))
         deadline = time.monotonic() + START_PATIENCE
         while time.monotonic() < deadline:
             if record := home.running():
@@ -128,9 +137,9 @@ def ensure_started(home: Home, port: int = 0) -> dict[str, int]:
     raise EmulatorError(f"the emulator did not start within {START_PATIENCE:.0f} s\n  next: python -m emulator logs")
 
 
-def _spawn(home: Home, port: int) -> subprocess.Popen[bytes]:
+def _spawn(home: Home, port: int, *more: str) -> subprocess.Popen[bytes]:
     """The emulator's process, in a session of its own, its words in its log."""
-    command = [sys.executable, "-m", "emulator", "serve", "--port", str(port)]
+    command = [sys.executable, "-m", "emulator", "serve", "--port", str(port), *more]
     env = {**os.environ, "EMULATOR_HOME": str(home.path)}
     with home.log.open("ab") as log:
         return subprocess.Popen(
@@ -228,7 +237,7 @@ def _reset(home: Home) -> int:
     if record := home.running():
         stop(home, record)
     _kill_leftovers(home)
-    for name in ("objects", "work", "pulumi", "pulumi-home", "tls", "environments", "mlflow"):
+    for name in ("objects", "work", "pulumi", "pulumi-home", "tls", "environments", "mlflow", "hub", "hub-cache"):
         shutil.rmtree(home.path / name, ignore_errors=True)
     for name in (
         "state.sqlite",

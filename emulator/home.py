@@ -124,14 +124,22 @@ def client_environment(home: Home, proxy_port: int) -> dict[str, str]:
         "PULUMI_CONFIG_PASSPHRASE": made["passphrase"],
         "PULUMI_SKIP_UPDATE_CHECK": "true",
         "PATH": _path(),
+        **hub_environment(home, (home.running() or {}).get("hub_port")),
     }
 
 
+def hub_environment(home: Home, port: int | None) -> dict[str, str]:
+    """The way to the stand-in of the model hub, with a cache apart from the real hub's; nothing where there is none."""
+    if port is None:
+        return {}
+    return {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(home.path / "hub-cache")}
+
+
 def _path() -> str:
-    """PATH with the interpreter's own commands, the provider's stand-in, and our `pulumi` where no real one is."""
+    """PATH with the interpreter's own commands, the stand-ins, and our `pulumi` where no real one is."""
     here = PROJECT / "emulator"
     inherited = os.environ.get("PATH", os.defpath).split(os.pathsep)
-    ours = [str(here / "pulumi_provider" / "bin"), str(Path(sys.executable).parent)]
+    ours = [str(here / "pulumi_provider" / "bin"), str(here / "az" / "bin"), str(Path(sys.executable).parent)]
     stand_in = str(here / "pulumi_cli" / "bin")
     rest = [folder for folder in inherited if folder not in (*ours, stand_in)]
     if shutil.which("pulumi", path=os.pathsep.join(rest)) is None:

@@ -26,10 +26,12 @@ from emulator.arm.soft_delete import SoftDeleted
 from emulator.blobs import Blobs
 from emulator.entra import Entra
 from emulator.gateway import Gateway
-from emulator.home import Home
+from emulator.home import Home, hub_environment
+from emulator.hub import app as hub_app
 from emulator.machinelearning.artifacts import Artifacts
 from emulator.machinelearning.assets import Assets
 from emulator.machinelearning.computes import Computes
+from emulator.machinelearning.connections import Connections
 from emulator.machinelearning.endpoints import Endpoints
 from emulator.machinelearning.history import History
 from emulator.machinelearning.jobs import JOB, Jobs
@@ -66,6 +68,7 @@ class Emulator:
         workspaces = Workspaces(arm, operations, blobs)
         Computes(arm, operations)
         Assets(arm, blobs)
+        Connections(arm)
         Jobs(arm, operations, self.jobs)
         Endpoints(arm, operations, entra, self.deployments)
         self.gateway = Gateway(state, entra, self.deployments)
@@ -200,7 +203,7 @@ def listen(port: int) -> socket.socket:
     return found
 
 
-async def serve(home: Home, port: int) -> None:
+async def serve(home: Home, port: int, *, hub: bool = False) -> None:
     """Serve until SIGTERM or SIGINT. Writes `emulator.json` when everything listens, and removes it at the end."""
     home.make()
     stopping = asyncio.Event()
@@ -208,6 +211,12 @@ async def serve(home: Home, port: int) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     proxy_socket, tls_socket, admin_socket = listen(port), listen(0), listen(0)
     ports = [found.getsockname()[1] for found in (proxy_socket, tls_socket, admin_socket)]
+    servers = []
+    if hub:
+        hub_socket = listen(0)
+        ports.append(hub_socket.getsockname()[1])
+        os.environ |= hub_environment(home, ports[3])  # which jobs and deployments inherit
+        servers.append((_Server(uvicorn.Config(hub_app(home), **_quiet())), hub_socket))
     certificates = Certificates(home)
     emulator = Emulator(home, proxy_port=ports[0], admin_port=ports[2])
     proxy = ConnectProxy(ports[1])
@@ -216,7 +225,8 @@ async def serve(home: Home, port: int) -> None:
     tls.config.ssl = certificates.server_context()
     admin = _Server(uvicorn.Config(emulator.admin, **_quiet()))
     tunnel = await asyncio.start_server(proxy.handle, sock=proxy_socket)
-    serving = [asyncio.create_task(tls.serve([tls_socket])), asyncio.create_task(admin.serve([admin_socket]))]
+    servers += [(tls, tls_socket), (admin, admin_socket)]
+    serving = [asyncio.create_task(server.serve([listening])) for server, listening in servers]
     emulator.jobs.recover()
     emulator.deployments.recover()
     _write_record(home, ports)
@@ -224,7 +234,8 @@ async def serve(home: Home, port: int) -> None:
     tunnel.close()
     await emulator.stop()
     proxy.close()
-    tls.should_exit = admin.should_exit = tls.force_exit = admin.force_exit = True
+    for server, _ in servers:
+        server.should_exit = server.force_exit = True
     await asyncio.gather(*serving)
     home.endpoint.unlink(missing_ok=True)
 
@@ -243,7 +254,8 @@ def _quiet() -> dict[str, Any]:
 
 def _write_record(home: Home, ports: list[int]) -> None:
     started = psutil.Process().create_time()
-    record = {"pid": os.getpid(), "started": started, "port": ports[0], "tls_port": ports[1], "admin_port": ports[2]}
+    names = ("port", "tls_port", "admin_port", "hub_port")
+    record = {"pid": os.getpid(), "started": started, **dict(zip(names, ports, strict=False))}
     temporary = home.endpoint.with_suffix(".new")
     temporary.write_text(json.dumps(record))
     temporary.replace(home.endpoint)

@@ -14,6 +14,7 @@ from emulator.runner import job_files, locations
 from emulator.runner.jobs import JobRunner, parse_duration
 
 JOB = f"{ML}/workspaces/jobs"
+CHANGEABLE = ("tags", "displayName", "description", "isArchived")
 
 
 class Jobs:
@@ -29,7 +30,7 @@ class Jobs:
         self._arm.check_parent(rid)
         before = self._state.get(str(rid))
         if before is not None:
-            return JSONResponse(before)  # a job is created once; Azure answers the one that is there
+            return JSONResponse(self._update(rid, before, properties))
         if properties.get("jobType") != "Command":
             kind = properties.get("jobType")
             raise ArmError(400, "UserError", f"Jobs of type '{kind}' are not emulated; 'Command' is.")
@@ -67,6 +68,12 @@ class Jobs:
         self._state.put(str(rid), stored, parent=rid.parent)
         self._runner.start(str(rid))
         return JSONResponse(stored, 201)
+
+    def _update(self, rid: ResourceId, job: Body, wanted: Body) -> Body:
+        """A job is created once: of the one that is there, only what describes it changes."""
+        job["properties"] |= {key: wanted[key] for key in CHANGEABLE if wanted.get(key) is not None}
+        self._state.put(str(rid), job, parent=rid.parent)
+        return job
 
     def _check_references(self, properties: Body) -> None:
         compute = properties.get("computeId")

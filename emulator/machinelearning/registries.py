@@ -200,11 +200,12 @@ class Registries:
         return JSONResponse(self._existing(request, "/models/{n}/versions/{v}".format(**request.path_params)))
 
     async def reference(self, request: Request) -> Response:
-        """A signed address for the files of a version, by which clients download them."""
+        """A signed address of the container, in which clients look for the path of the version's address."""
         found = self._existing(request, "/models/{n}/versions/{v}".format(**request.path_params))
         account, uri = _account(self._registry(request)["name"]), found["properties"]["modelUri"]
         token = self._blobs.shared_access.for_container(account, "models")
-        credential = {"credentialType": "SAS", "sasUri": f"{uri}?{token}"}
+        container = f"https://{account}.blob.core.windows.net/models"
+        credential = {"credentialType": "SAS", "sasUri": f"{container}?{token}"}
         return JSONResponse({"blobReferenceForConsumption": {"blobUri": uri, "credential": credential}})
 
 

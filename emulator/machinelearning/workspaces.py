@@ -33,6 +33,7 @@ class Workspaces:
         arm.on("PUT", WORKSPACE, self.put)
         arm.on("GET", WORKSPACE, self.get)
         arm.on("DELETE", WORKSPACE, self.delete)
+        arm.on("POST", f"{WORKSPACE}/listKeys", self.list_keys)
         arm.on("GET", DATASTORE, self.datastore)
         arm.on("POST", f"{DATASTORE}/listSecrets", self.list_secrets)
         self.data_plane_routes = [
@@ -148,6 +149,22 @@ class Workspaces:
         if request.query_params.get("isDefault", "").lower() == "true":
             found = [store for store in found if store["properties"]["isDefault"]]
         return JSONResponse({"value": found})
+
+    async def list_keys(self, request: Request, rid: ResourceId) -> Response:
+        """The keys of what the workspace stands on; none where its storage account takes none."""
+        properties = self._arm.existing(rid.action[0])["properties"]
+        account = properties["storageAccount"].split("/")[-1]
+        self._check_keys_allowed(account)
+        insights = self._state.get(properties["applicationInsights"]) or {"properties": {}}
+        return JSONResponse(
+            {
+                "userStorageKey": self._blobs.shared_access.key(account),
+                "userStorageResourceId": properties["storageAccount"],
+                "appInsightsInstrumentationKey": insights["properties"].get("InstrumentationKey"),
+                "containerRegistryCredentials": None,
+                "notebookAccessKeys": None,
+            }
+        )
 
     async def list_secrets(self, request: Request, rid: ResourceId) -> Response:
         store, _ = rid.action

@@ -45,10 +45,12 @@ class LocalAzure:
         if record := self.home.running():
             stop(self.home, record)
 
-    def run(self, *words: str, timeout: float = 300, **env: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *words: str, timeout: float = 300, python: str = sys.executable, **env: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run `python WORDS…` inside, as `emulator run` would."""
         return subprocess.run(
-            [sys.executable, *words],
+            [python, *words],
             env={**self.env, **env},
             cwd=ROOT,
             capture_output=True,
