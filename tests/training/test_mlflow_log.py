@@ -144,6 +144,13 @@ def test_a_run_that_goes_on_adds_to_the_same_run_what_it_lacks(tmp_path: Path, s
     assert server.run.status == "FINISHED"
 
 
+def test_a_short_row_does_not_overtake_a_long_one(tmp_path: Path, server: Server) -> None:
+    """Five long rows are more than a request may hold, four and the short one are not."""
+    long = {f"m{number}": 1.0 for number in range(49)}
+    log(tmp_path, [*(row(step, **long) for step in range(1, 6)), row(6)]).close(ending(), LONG)
+    assert [step for step, _ in server.run.metrics["loss"]] == [1, 2, 3, 4, 5, 6]
+
+
 def test_a_run_that_goes_on_with_fewer_logs_loses_none(tmp_path: Path, server: Server) -> None:
     """Twelve steps were taken one by one; it goes on from a checkpoint after the tenth, logging every fifth."""
     log(tmp_path, [row(step) for step in range(1, 13)]).close(ending("KILLED"), LONG)
@@ -230,7 +237,7 @@ def test_the_secrets_in_an_address_are_never_printed(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], address: str
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address.format(host=server.url.removeprefix("http://")))
-    server.fault = (503, {"error_code": "TEMPORARILY_UNAVAILABLE", "message": f"{address}: ask later"})
+    server.fault = (401, {"error_code": "UNAUTHENTICATED", "message": f"{address} was not accepted"})
     log(tmp_path, [row(1)]).close(ending(), 0.3)
     captured = capsys.readouterr()
     assert "has not taken" in captured.err
@@ -292,6 +299,30 @@ def test_a_delivery_that_is_started_twice_or_after_its_end_works_once() -> None:
     assert made.finish(LONG)
     made.start()
     assert len(delivered) <= 2
+
+
+def test_a_delivery_rests_while_there_is_nothing_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery, "PAUSE", 0.0)
+    delivered: list[int] = []
+    made = Delivery(lambda: delivered.append(1), "nowhere")
+    made.start()
+    made.wake()
+    until(lambda: len(delivered) == 2)
+    Event().wait(0.3)
+    assert len(delivered) == 2
+
+
+def test_a_delivery_that_fails_rests_between_its_tries_at_the_end_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery, "LAST_WAIT", LONG)
+    tries: list[int] = []
+
+    def fail() -> None:
+        tries.append(1)
+        raise ValueError("no")
+
+    made = Delivery(fail, "nowhere")
+    assert not made.finish(0.3)
+    assert len(tries) <= 2 and made.fault == "no"
 
 
 def test_mlflows_own_retries_do_not_hold_a_request(monkeypatch: pytest.MonkeyPatch) -> None:

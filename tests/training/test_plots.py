@@ -61,8 +61,8 @@ def test_the_speed_is_drawn_over_time_with_its_mean_and_share_of_the_peak(
 
 
 def test_a_short_run_is_drawn_in_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    axes = drawn(monkeypatch, tmp_path, rows(4), {})["throughput.png"]
-    assert list(axes.get_lines()[0].get_xdata()) == [1.0, 2.0, 3.0, 4.0] and axes.get_xlabel() == "seconds of training"
+    axes = drawn(monkeypatch, tmp_path, rows(4, seconds=40), {})["throughput.png"]
+    assert list(axes.get_lines()[0].get_xdata()) == [40, 80, 120, 160] and axes.get_xlabel() == "seconds of training"
     assert axes.child_axes == [], "no share of a peak that is not known"
 
 
