@@ -98,14 +98,16 @@ def _key(outputs: StackOutputs, name: str, credential: TokenCredential) -> str:
     return str(reply.json()["primaryKey"])
 
 
-def arm(credential: TokenCredential, method: str, path: str, query: Mapping[str, str] | None = None) -> Response:
+def arm(
+    credential: TokenCredential, method: str, path: str, query: Mapping[str, str] | None = None, body: Any = None
+) -> Response:
     """One request to Azure Resource Manager. Raises UserError where it cannot be reached."""
     import requests
 
     headers = {"Authorization": f"Bearer {_token(credential, ARM_SCOPE)}"}
     wanted = {"api-version": API_VERSION, **(query or {})}
     try:
-        return requests.request(method, f"{ARM}{path}", params=wanted, headers=headers, timeout=30)
+        return requests.request(method, f"{ARM}{path}", params=wanted, headers=headers, json=body, timeout=30)
     except requests.RequestException as error:
         raise UserError(f"Azure Resource Manager cannot be reached: {type(error).__name__}") from error
 

@@ -23,7 +23,7 @@ def check(state: State, rid: ResourceId, body: Body, before: Body | None) -> Non
     if rid.type.lower() != ASSIGNMENT:
         return
     wanted = body["properties"]
-    _check_role(wanted["roleDefinitionId"])
+    _check_role(state, wanted["roleDefinitionId"])
     _check_principal(state, wanted)
     if before is not None:
         if any(before["properties"][key].lower() != wanted[key].lower() for key in _SAME):
@@ -36,11 +36,12 @@ def check(state: State, rid: ResourceId, body: Body, before: Body | None) -> Non
             raise ArmError(409, "RoleAssignmentExists", message)
 
 
-def _check_role(definition: str) -> None:
+def _check_role(state: State, definition: str) -> None:
     _, _, role = definition.rpartition("/providers/Microsoft.Authorization/roleDefinitions/")
     if not role or not re.fullmatch(GUID, role):
         raise ArmError(400, "InvalidRoleDefinitionId", f"The role definition ID '{definition}' is not valid.")
-    if role.lower() not in ROLES:
+    custom = {one["name"].lower() for one in state.of_type("Microsoft.Authorization/roleDefinitions")}
+    if role.lower() not in {*ROLES, *custom}:
         message = f"The specified role definition with ID '{role}' does not exist."
         raise ArmError(400, "RoleDefinitionDoesNotExist", message)
 

@@ -20,6 +20,7 @@ from emulator.home import DEPLOYER_CLIENT_ID, DEPLOYER_OBJECT_ID
 from emulator.machinelearning.assets import system_data
 from emulator.machinelearning.computes import QUOTA, SIZES
 from emulator.runner.deployments import INITIALIZER, SERVER, DeploymentRunner
+from emulator.runner.permissions import ROLE
 
 ENDPOINT = f"{ML}/workspaces/onlineEndpoints"
 DEPLOYMENT = f"{ENDPOINT}/deployments"
@@ -47,6 +48,7 @@ class Endpoints:
         arm.on("POST", f"{DEPLOYMENT}/getLogs", self.logs)
         arm.on("GET", "Microsoft.Insights/metrics", self.metrics)
         arm.on("GET", "Microsoft.Insights/eventtypes/values", self.events)
+        arm.on("PUT", "Microsoft.Authorization/roleDefinitions", self.put_role)
 
     async def get(self, request: Request, rid: ResourceId) -> Response:
         if not rid.is_collection:
@@ -151,6 +153,16 @@ class Endpoints:
             if wanted is None or wanted[1].lower() == deployment
         ]
         return JSONResponse({"value": found})
+
+    async def put_role(self, request: Request, rid: ResourceId) -> Response:
+        """A custom role, for callers above all; built-in ones are there already."""
+        given = (await json_body(request)).get("properties") or {}
+        if not (given.get("roleName") and given.get("permissions") and given.get("assignableScopes")):
+            raise ArmError(400, "InvalidRoleDefinition", "A role needs roleName, permissions and assignableScopes.")
+        known = self._state.get(str(rid)) is not None
+        made = {"id": str(rid), "name": rid.name, "type": ROLE, "properties": given}
+        self._state.put(str(rid), made, parent=rid.scope)
+        return JSONResponse(made, 200 if known else 201)
 
     async def patch(self, request: Request, rid: ResourceId) -> Response:
         found, change = self._arm.existing(rid), await json_body(request)

@@ -11,6 +11,7 @@ from emulator.state import State
 
 READ_BLOBS = "Microsoft.Storage/storageAccounts/blobServices/containers/blobs/read"
 PULL = "Microsoft.ContainerRegistry/registries/pull/read"
+ROLE = "Microsoft.Authorization/roleDefinitions"
 SCORE = "Microsoft.MachineLearningServices/workspaces/onlineEndpoints/score/action"
 # learn.microsoft.com/azure/role-based-access-control/built-in-roles/ai-machine-learning
 DATA_SCIENTIST = "f6c7c914-8db3-469d-8ca1-694a8f32e121"
@@ -31,12 +32,19 @@ def permits(state: State, principal: str, scope: str, action: str, *, data: bool
     allow, leave_out = ("dataActions", "notDataActions") if data else ("actions", "notActions")
     for assignment in _assignments(state, principal):
         at = str(assignment["id"]).split("/providers/Microsoft.Authorization/")[0]
-        role = ROLES.get(str(assignment["properties"]["roleDefinitionId"]).rsplit("/", 1)[-1].lower())
+        role = _role(state, str(assignment["properties"]["roleDefinitionId"]).rsplit("/", 1)[-1].lower())
         if role is None or not f"{scope}/".lower().startswith(f"{at}/".lower()):
             continue
         if _among(role[allow], action) and not _among(role[leave_out], action):
             return True
     return False
+
+
+def _role(state: State, name: str) -> Body | None:
+    """A built-in role, or a custom one by its first permission."""
+    own = [one["properties"]["permissions"][0] for one in state.of_type(ROLE) if one["name"].lower() == name]
+    empty: Body = {"actions": [], "notActions": [], "dataActions": [], "notDataActions": []}
+    return ROLES.get(name) or ({**empty, **own[0]} if own else None)
 
 
 def _assignments(state: State, principal: str) -> list[Body]:

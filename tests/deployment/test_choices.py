@@ -137,7 +137,7 @@ def test_the_routes_name_the_port_of_the_dockerfile() -> None:
     assert f"PORT={image.PORT} " in dockerfile
 
 
-VERBS = ["rollout", "rollback", "doctor", "load", "smoke", "status", "logs", "teardown", "server"]
+VERBS = ["rollout", "rollback", "access", "doctor", "load", "smoke", "status", "logs", "teardown", "server"]
 
 
 @pytest.mark.parametrize("verb", VERBS)

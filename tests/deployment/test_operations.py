@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from deployment import doctor, load, lock, logs, rollback, rollout, smoke, status, teardown
+from deployment import access, doctor, load, lock, logs, rollback, rollout, smoke, status, teardown
 from infra.cli import REFUSED, UserError
 from infra.outputs import StackOutputs, load_outputs
 from tests.support import apps
@@ -254,7 +254,33 @@ def test_a_missing_role_is_named_before_any_log_is_read(verb: Any, served: Stack
     assert f"make up STACK={outputs.stack}" in str(failed.next_command)
 
 
-# -- keys, and the end -------------------------------------------------------------------------------------------------
+# -- callers, keys, and the end ----------------------------------------------------------------------------------------
+
+
+def test_a_caller_gets_a_role_on_the_endpoint_and_loses_it_again(
+    verb: Any, served: Stack, app: Path, outputs: StackOutputs
+) -> None:
+    import jwt
+    import requests
+
+    caller = "11111111-2222-3333-4444-555555555555"
+    key = served.azure.home.secrets()["token_key"]
+    claims = jwt.decode(served.azure.token("https://ml.azure.com"), options={"verify_signature": False})
+    token = jwt.encode({**claims, "oid": caller, "sub": caller}, key, algorithm="HS256")
+    uri = verb(status, "--app", "app")[0]["scoring_uri"]
+
+    def ask() -> int:
+        headers = {"Authorization": f"Bearer {token}"}
+        return requests.post(uri, json={"messages": []}, headers=headers, timeout=30).status_code
+
+    assert verb(access, "--app", "app")[0]["callers"] == [] and ask() == 403
+    allowed, _ = verb(access, "--app", "app", "--allow", caller, "--type", "User")
+    assert allowed["callers"] == [{"principal": caller, "type": "User"}] and allowed["state"] == "changed"
+    assert verb(access, "--app", "app", "--allow", caller, "--type", "User")[0]["state"] == "unchanged"
+    assert ask() == 200
+    assert verb(access, "--app", "app", "--withdraw", caller)[0]["callers"] == [] and ask() == 403
+    wrong, _ = verb(access, "--app", "app", "--allow", "somebody")
+    assert isinstance(wrong, UserError) and wrong.code == 2
 
 
 def test_an_endpoint_with_keys_is_asked_with_a_key_that_nobody_sees(verb: Any, served: Stack) -> None:
