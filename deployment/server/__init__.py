@@ -10,6 +10,7 @@
     engines.py        which engine, and why
     transformers_engine.py, batcher.py, cache.py    plain transformers, all requests decoded together
     openvino_engine.py, openvino_export.py, openvino_check.py    8-bit weights for CPUs; what they cost
+    vllm_engine.py, vllm/    GPUs; it has never run with vLLM
     worker.py         what engines of one thread share
     machine.py        CPUs and memory
 

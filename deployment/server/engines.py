@@ -4,6 +4,7 @@
 |---|---|---|
 | transformers | any machine; in float32 exactly the model's own text | torch, transformers |
 | openvino | Azure's CPUs: 8-bit weights | openvino/requirements.txt, and a model exported by openvino_export.py |
+| vllm | Azure's GPUs | vllm/Dockerfile; it has never run with vLLM |
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from deployment.server.model import LoadedModel
 
-NAMES = ("transformers", "openvino")
+NAMES = ("transformers", "openvino", "vllm")
 OPENVINO_MODEL = "openvino_model.xml"
 
 
 def for_sku(instance_type: str) -> tuple[str, str]:
     """(engine, why) for a deployment on an Azure VM size such as `Standard_F8s_v2`."""
     if instance_type.removeprefix("Standard_").upper().startswith("N"):  # NC, ND, NV: the sizes with a GPU
-        return "transformers", f"{instance_type} has a GPU, and vllm has never run here"
+        return "vllm", f"{instance_type} has a GPU"
     return "openvino", f"{instance_type} has no GPU, and 8-bit weights are the fastest on a CPU"
 
 
@@ -40,6 +41,10 @@ def load(engine: str, folder: Path, *, dtype: str, threads: int | None) -> Loade
         from deployment.server import openvino_engine
 
         return openvino_engine.load(folder, threads=threads)
+    if engine == "vllm":
+        from deployment.server import vllm_engine
+
+        return vllm_engine.load(folder)
     from deployment.server import transformers_engine
 
     return transformers_engine.load(folder, dtype=dtype, threads=threads)
