@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 
 from deployment import access, doctor, load, lock, logs, rollback, rollout, smoke, status, teardown
 from infra.cli import REFUSED, UserError
+from infra.client import ml_client
 from infra.outputs import StackOutputs, load_outputs
 from tests.support import apps
 from tests.support.local_azure import last_json
@@ -254,6 +257,38 @@ def test_a_missing_role_is_named_before_any_log_is_read(verb: Any, served: Stack
     assert f"make up STACK={outputs.stack}" in str(failed.next_command)
 
 
+# -- MLflow models without code ----------------------------------------------------------------------------------------
+
+ECHO = """
+import sys
+import mlflow.pyfunc
+class Echo(mlflow.pyfunc.PythonModel):
+    def predict(self, context, model_input, params=None):
+        return [f"{one}!" for one in list(model_input)]
+mlflow.pyfunc.save_model(sys.argv[1], python_model=Echo())
+"""
+
+
+def test_an_mlflow_model_is_rolled_out_without_code_of_ours(verb: Any, outputs: StackOutputs, tmp_path: Path) -> None:
+    from azure.ai.ml.entities import Model
+
+    subprocess.run([sys.executable, "-c", ECHO, str(tmp_path / "echo")], check=True, capture_output=True)
+    refused, _ = verb(rollout, "--engine", "mlflow", *QUICK)
+    assert isinstance(refused, UserError) and "no model is registered" in refused.message
+    tags = {"approved": "true"}
+    model = Model(path=str(tmp_path / "echo"), name="echo", type="mlflow_model", tags=tags)
+    ml_client(outputs).models.create_or_update(model)
+    rolled, said = verb(rollout, "--engine", "mlflow", *QUICK[:-1], "2")
+    assert not isinstance(rolled, UserError), said
+    assert rolled["model"] == "echo:1" and rolled["traffic"] == {"blue": 100}
+    body = tmp_path / "body.json"
+    body.write_text(json.dumps({"input_data": ["hello"]}))
+    assert verb(smoke, "--body", str(body))[0]["state"] == "passed"
+    assert verb(status)[0]["deployments"]["blue"]["environment"] is None
+    asked, _ = verb(smoke)
+    assert isinstance(asked, UserError), "an MLflow model speaks no chat"
+
+
 # -- callers, keys, and the end ----------------------------------------------------------------------------------------
 
 
@@ -295,8 +330,10 @@ def test_an_endpoint_with_keys_is_asked_with_a_key_that_nobody_sees(verb: Any, s
 
 
 def test_teardown_removes_every_endpoint_of_ours_and_verifies_it(verb: Any, served: Stack, app: Path) -> None:
+    there = served.azure.request("GET", f"{served.workspace}/onlineEndpoints?api-version=2024-04-01").json()["value"]
     torn, said = verb(teardown, "--yes")
-    assert torn["state"] == "gone" and len(torn["deleted"]) == 3 and "gone, verified" in said
+    assert torn["state"] == "gone" and "gone, verified" in said
+    assert sorted(torn["deleted"]) == sorted(one["name"] for one in there) != []
     found = served.azure.request("GET", f"{served.workspace}/onlineEndpoints?api-version=2024-04-01").json()["value"]
     assert found == []
     missing, _ = verb(status, "--app", "app")

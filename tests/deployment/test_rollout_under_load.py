@@ -78,6 +78,38 @@ def test_a_bad_version_reaches_nobody_and_is_undone(
     assert traffic(served) == before
 
 
+REGISTER = """
+import sys
+from pathlib import Path
+from azure.ai.ml.entities import Model
+from infra.client import ml_client
+from infra.outputs import load_outputs
+from training.small_model import make_small_model
+folder = Path(sys.argv[2]) / "model"
+corpus = ("Who founded Microsoft? Bill Gates and Paul Allen did.", "Hello everyone, this is what they say in Paris.")
+make_small_model(folder, corpus, seed=int(sys.argv[3]), hidden=64, layers=2)
+model = Model(path=str(folder), name="small", type="custom_model", tags={"approved": "true"})
+ml_client(load_outputs(file=Path(sys.argv[1]))).models.create_or_update(model)
+"""
+
+
+def test_a_real_model_takes_over_from_another_without_one_failed_request(served: Stack, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        made = served.azure.run("-c", REGISTER, str(served.outputs), str(folder), str(seed))
+        assert made.returncode == 0, made.stderr[-2000:]
+        if seed == 1:
+            served.json("deployment.rollout", *QUICK, "--ready-within", "3")
+    address = str(served.json("deployment.status")["scoring_uri"])
+    with clients(served.azure, address, tmp_path / "answers"):
+        done = served.verb("deployment.rollout", *QUICK, "--ready-within", "3", "--max-slowdown", "5", timeout=580)
+    assert done.returncode == 0, done.stderr
+    good, bad = read(tmp_path / "answers")
+    assert bad == []
+    assert any(text.startswith("green") for text in good) and any(text.startswith("blue") for text in good)
+
+
 BOUNDARIES = (
     "before Create 1", "during Create 1", "before Smoke 1", "before Ask 1", "before Mirror 1", "during Mirror 1",
     "before Soak 1", "before Shift 1", "during Shift 1", "before Soak 1", "before Shift 1", "during Shift 1",

@@ -41,8 +41,8 @@ class Answers:
         try:
             text = answer.json()["choices"][0]["message"]["content"]
         except (ValueError, KeyError, TypeError):
-            text = ""
-        if answer.status_code == 200 and text:
+            text = None
+        if answer.status_code == 200 and isinstance(text, str):
             self.good[f"{answer.headers['azureml-model-deployment']}: {text}"] += 1
         else:
             self.bad.append(f"{answer.status_code} {answer.headers.get('azureml-model-deployment')} {answer.text[:80]}")
