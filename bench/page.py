@@ -188,7 +188,7 @@ def _section(result: Result) -> str:
     dirty = ", with changes that were not committed" if result["uncommitted"] else ""
     trained = f", pre-trained for {result['pretraining_steps']} steps" if result["pretraining_steps"] else ""
     conditions = [
-        f"- hardware: {result['hardware']}",
+        f"- hardware: {result['hardware']}; its load at the end: {result['load']:g}, of which the benchmark is 1",
         f"- model: {result['shape']}, {result['parameters']:,} parameters, random weights{trained}",
         f"- date: {result['date']}; commit {result['commit'] or 'unknown'}{dirty}",
         f"- versions: Python {result['python']}, {packages}",

@@ -132,7 +132,7 @@ def _line(found: dict[str, Any]) -> str:
 
 
 def circumstances(request: Request) -> dict[str, Any]:
-    """Where, when, with what: a figure means nothing without."""
+    """Where, when, with what: a figure means nothing without. `load`: of the machine, the mean of the last 5 minutes."""
     from bench.synthetic import configuration
     from training import hardware
     from training.estimate import shape_of
@@ -152,6 +152,7 @@ def circumstances(request: Request) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "rounds": request.rounds,
+        "load": round(os.getloadavg()[1], 1),
     }
 
 

@@ -36,6 +36,7 @@ def result(runs: list[dict[str, Any]], device: str = "cpu") -> dict[str, Any]:
         "flops": "counted so",
         "python": "3.11",
         "packages": {"torch": "2"},
+        "load": 1.5,
         "runs": runs,
     }
 
@@ -84,6 +85,10 @@ def test_a_loss_that_is_not_lower_does_not_meet_its_bar() -> None:
     worse = result([run("guide", 1, 1.0, "loss", loss_after=8.0), run("ours", 1, 1.0, "loss")])
     assert page._lower(worse)[1] == "no"
     assert page._lower(CPU) == ("-0.500 nats, the guide's -0.010", "yes")
+
+
+def test_the_machines_load_stands_with_its_name() -> None:
+    assert "- hardware: a processor; its load at the end: 1.5, of which the benchmark is 1\n" in page.page([CPU])
 
 
 def test_a_failed_configuration_is_named_and_the_others_stay() -> None:
