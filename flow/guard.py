@@ -31,10 +31,6 @@ class Limits:
     """Requests that are being answered; more are told to come again."""
 
 
-class TooLarge(Exception):
-    """The body has more bytes than are allowed."""
-
-
 class Guard:
     """The app with its limits in front."""
 
@@ -73,28 +69,31 @@ class Guard:
         return not self._limits.key or hmac.compare_digest(given.encode(), self._limits.key.encode())
 
     async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The app, with a body that is counted as it comes: a chunked one has no length to go by."""
-        size, started = 0, False
+        """The app, with a body that was counted as it came: a chunked one has no length to go by."""
+        body = await self._body(receive)
+        if body is None:
+            too_large = f"the body is larger than {self._limits.body_bytes} bytes"
+            await told(413, too_large, {"Connection": "close"})(scope, receive, send)
+            return
+        given = iter([body])
 
-        async def counted() -> Message:
-            nonlocal size
+        async def replayed() -> Message:
+            return (
+                {"type": "http.request", "body": whole} if (whole := next(given, None)) is not None else await receive()
+            )
+
+        await self._app(scope, replayed, send)
+
+    async def _body(self, receive: Receive) -> bytes | None:
+        """The whole body; None if it is too large."""
+        parts, size, more = [], 0, True
+        while more:
             message = await receive()
-            size += len(message.get("body", b""))
+            parts.append(message.get("body", b""))
+            size, more = size + len(parts[-1]), message.get("more_body", False)
             if size > self._limits.body_bytes:
-                raise TooLarge
-            return message
-
-        async def noted(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        try:
-            await self._app(scope, counted, noted)
-        except TooLarge:
-            if not started:
-                answer = told(413, f"the body is larger than {self._limits.body_bytes} bytes", {"Connection": "close"})
-                await answer(scope, receive, send)
+                return None
+        return b"".join(parts)
 
 
 def told(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:

@@ -1,4 +1,4 @@
-"""The flow of flow.dag.yaml as an ASGI app: promptflow-core's own server, without the command line around it.
+"""The flow of flow.dag.yaml as an ASGI app: promptflow-core's own server, without the development kit around it.
 
 Of what it answers, app.py uses only /score and /swagger.json: its page loads fonts from elsewhere and does not stream.
 It leaves with Prompt flow (docs/promptflow-sunset.md).
@@ -6,7 +6,10 @@ It leaves with Prompt flow (docs/promptflow-sunset.md).
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
+import types
 from pathlib import Path
 from typing import cast
 
@@ -20,9 +23,23 @@ def prompt_flow_app() -> ASGIApp:
     os.environ["PROMPTFLOW_PROJECT_PATH"] = str(FOLDER)
     # Its log has eight lines a request, and in those of errors what was asked; the answer's status tells the caller.
     os.environ["PF_LOGGING_LEVEL"] = "CRITICAL"
-    os.environ.setdefault("PF_DISABLE_TRACING", "true")  # nobody collects the spans
+    without_development_kit()
     from promptflow.core._serving.app import create_app  # type: ignore[import-untyped]
 
     # A provider of our own, of no connections: the default one opens a data base in the home directory.
     made = create_app(engine="fastapi", connection_provider=list, flow_file_path=str(FOLDER / "flow.dag.yaml"))
     return cast(ASGIApp, made)
+
+
+def without_development_kit() -> None:
+    """Let this process have promptflow-core alone, as where nothing but it is installed.
+
+    `promptflow/__init__.py` belongs to the development kit and imports it whole: five seconds, and the exporter of
+    Azure Monitor, which then asks settings.sdk.monitor.azure.com for its settings, telemetry switched off or not.
+    """
+    found = importlib.util.find_spec("promptflow")
+    if "promptflow" not in sys.modules and found is not None and found.submodule_search_locations:
+        bare = types.ModuleType("promptflow")
+        bare.__path__ = list(found.submodule_search_locations)
+        sys.modules["promptflow"] = bare
+        sys.modules["promptflow._sdk"] = None  # type: ignore[assignment]  # an import of it fails, and it is done without
