@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -96,6 +97,9 @@ class Life:
             out, err = process.communicate(timeout=300)
             if "another update" not in err:
                 break
+            holder = re.search(r"\(pid (\d+)\)", err)
+            if holder and not psutil.pid_exists(int(holder[1])):
+                unlock(self)
             time.sleep(1)
         assert process.returncode == 0, err
         return last_json(out)
@@ -251,6 +255,7 @@ def test_a_killed_down_is_brought_to_its_end_by_another(life: Life, alone: bool)
 def test_ctrl_c_ends_with_130_and_the_stack_can_be_used(life: Life, verb: str) -> None:
     if verb == "down":
         life.done("up")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
     process = life.start(verb)
     assert process.stderr is not None
     for line in process.stderr:
