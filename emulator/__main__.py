@@ -14,6 +14,7 @@ import sys
 import time
 from typing import Any
 
+from emulator.faults import KINDS as FAULTS
 from emulator.home import Home, client_environment, is_alive
 
 START_PATIENCE = 30.0  # seconds
@@ -51,6 +52,16 @@ def main(argv: list[str]) -> int:
     requests.add_argument("--last", type=int, default=0, metavar="N", help="only the last N")
     preempt = verbs.add_parser("preempt", help="take a running job's nodes away: it goes back to the queue")
     preempt.add_argument("job", metavar="JOB")
+    fault = verbs.add_parser("fault", help="let requests fail, be slow or be cut off; `fault clear` ends it")
+    fault.add_argument("kind", choices=(*FAULTS, "clear"))
+    fault.add_argument(
+        "--match", default="", metavar="TEXT", help="only requests whose method, host or path holds TEXT"
+    )
+    fault.add_argument("--after", type=int, default=0, metavar="N", help="let the first N through")
+    fault.add_argument("--times", type=int, default=0, metavar="N", help="only N times (default: until cleared)")
+    fault.add_argument("--seconds", type=float, default=5.0, help="of delay, Retry-After or lifetime (default: 5)")
+    fault.add_argument("--status", type=int, default=503, help="of an error (default: 503)")
+    fault.add_argument("--code", default="ServiceUnavailable", help="of an error, such as OutOfQuota")
     verbs.add_parser("env", help="print the variables that lead clients to it, as shell exports")
     run = verbs.add_parser("run", help="run a command inside: python -m emulator run -- COMMAND …")
     run.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND …")
@@ -71,6 +82,8 @@ def main(argv: list[str]) -> int:
             return _logs(home, options.name, options.follow)
         case "requests":
             return _requests(home, options)
+        case "fault":
+            return _fault(home, options)
         case "preempt":
             return _preempt(home, options.job)
         case "env":
@@ -91,11 +104,6 @@ def _serve(home: Home, port: int, hub: bool) -> int:
 
 
 def _start(home: Home, port: int, hub: bool) -> int:
-    if hub:
-        from emulator.hub import prepare
-
-        home.make()
-        prepare(home)
     if record := home.running():
         if hub and "hub_port" not in record:
             raise EmulatorError("the emulator runs already, without the hub\n  next: python -m emulator stop")
@@ -118,6 +126,10 @@ def ensure_started(home: Home, port: int = 0, *, hub: bool = False) -> dict[str,
     import fcntl
 
     home.make()
+    if hub:
+        from emulator.hub import prepare
+
+        prepare(home)
     folder = os.open(home.path, os.O_RDONLY)  # the folder itself is the lock, so no lock file is left
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
@@ -230,6 +242,18 @@ def _ask(record: dict[str, Any], method: str, path: str, **values: Any) -> Any:
 def _preempt(home: Home, job: str) -> int:
     _ask(_running(home), "POST", "preempt", job=job)
     print(f"the job {job} was sent SIGTERM, then SIGKILL; it is in the queue again")
+    return 0
+
+
+def _fault(home: Home, options: argparse.Namespace) -> int:
+    record = _running(home)
+    if options.kind == "clear":
+        _ask(record, "DELETE", "faults")
+        print("all is as it should be again")
+        return 0
+    names = ("kind", "match", "after", "times", "seconds", "status", "code")
+    made = _ask(record, "POST", "faults", **{name: getattr(options, name) for name in names})
+    print(f"fault {made['number']}: {made['kind']}\n  next: python -m emulator fault clear")
     return 0
 
 

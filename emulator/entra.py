@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from emulator.faults import token_lifetime
 from emulator.home import DEPLOYER_CLIENT_ID, DEPLOYER_OBJECT_ID, TENANT_ID, Home
 from emulator.state import State
 
@@ -66,7 +67,7 @@ class Entra:
             "iss": f"https://sts.windows.net/{TENANT_ID}/",
             "iat": now,
             "nbf": now,
-            "exp": now + lifetime,
+            "exp": now + token_lifetime(self._state, lifetime),
             "appid": client_id,
             "oid": object_id,
             "sub": object_id,
@@ -124,8 +125,9 @@ class Entra:
             return _refused("AADSTS7000215", "Invalid client secret provided.")
         audience = (form.get("scope") or form.get("resource") or "").split(" ")[0]
         token = self.issue(audience, client_id=client, object_id=DEPLOYER_OBJECT_ID)
+        lives = token_lifetime(self._state, LIFETIME)
         return JSONResponse(
-            {"token_type": "Bearer", "expires_in": LIFETIME, "ext_expires_in": LIFETIME, "access_token": token}
+            {"token_type": "Bearer", "expires_in": lives, "ext_expires_in": lives, "access_token": token}
         )
 
     async def managed_identity(self, request: Request) -> Response:

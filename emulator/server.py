@@ -25,6 +25,7 @@ from emulator.arm.schema import ArmError
 from emulator.arm.soft_delete import SoftDeleted
 from emulator.blobs import Blobs
 from emulator.entra import Entra
+from emulator.faults import Faults
 from emulator.gateway import Gateway
 from emulator.home import Home, hub_environment
 from emulator.hub import app as hub_app
@@ -56,6 +57,7 @@ class Emulator:
     def __init__(self, home: Home, *, proxy_port: int, admin_port: int) -> None:
         self.state = state = State(home.database)
         kill_leftovers(state)
+        self.faults = Faults(state)
         self.entra = entra = Entra(home, state)
         self.blobs = blobs = Blobs(state, home.objects, SharedAccess(home.secrets()["sas_key"]), entra)
         ports = {"proxy_port": proxy_port, "admin_port": admin_port}
@@ -96,6 +98,8 @@ class Emulator:
                 Route("/msi/token", entra.managed_identity),
                 Route("/status", self.status),
                 Route("/preempt", self.preempt, methods=["POST"]),
+                Route("/faults", self.add_fault, methods=["POST"]),
+                Route("/faults", self.clear_faults, methods=["DELETE"]),
             ]
         )
 
@@ -129,7 +133,7 @@ class Emulator:
                     (f"{body['id'].split('/')[-3]}/{body['name']}", body["properties"]["provisioningState"])
                     for body in self.state.of_type(DEPLOYMENT)
                 ],
-                "faults": [],
+                "faults": self.faults.all(),
                 "not_emulated": unknown,
             }
         )
@@ -145,6 +149,16 @@ class Emulator:
         except ArmError as error:
             return error_response(error)
         return JSONResponse({"job": wanted})
+
+    async def add_fault(self, request: Request) -> Response:
+        try:
+            return JSONResponse(self.faults.add(await request.json()))
+        except ValueError as error:
+            return error_response(ArmError(400, "BadRequest", str(error)))
+
+    async def clear_faults(self, request: Request) -> Response:
+        self.faults.clear()
+        return JSONResponse({})
 
     def _logged(self, inner: Asgi) -> Asgi:
         """Record every request: what did a client ask, and what was it answered?"""
@@ -162,7 +176,10 @@ class Emulator:
 
             scope["state"] = {}
             try:
-                await inner(scope, receive, sending)
+                if (receiving := await self.faults.apply(scope, receive, sending)) is not None:
+                    await inner(scope, receiving, sending)
+            except ConnectionResetError:
+                pass  # a fault's doing, or the client's; uvicorn closes a connection that is not answered
             finally:
                 note = str(scope["state"].get("note", ""))
                 took = (time.time() - started) * 1000

@@ -43,7 +43,7 @@ def status(record: dict[str, Any], home: Home, found: dict[str, Any], *, as_json
         for name, what in rows:
             print(f"  {kind:10s}  {name:40s}  {what}")
     for fault in found["faults"]:
-        print(f"  fault: {fault}")
+        print(f"  fault {fault['number']}: {fault['kind']} {fault['match']!r}, {fault['seen']} requests seen")
     for asked in found["not_emulated"]:
         print(f"  not emulated: {asked}")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uuid
+
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -11,6 +13,7 @@ from emulator.blobs import Blobs
 from emulator.entra import Entra
 from emulator.machinelearning.data_plane import DataPlane, workspace_of
 from emulator.runner import locations
+from emulator.runner.job_environment import experiment_id
 from emulator.state import State
 
 OUTPUT_TYPES = {  # run history spells a job's output types in its own way
@@ -63,6 +66,15 @@ class History(DataPlane):
         return {
             "runId": job["name"],
             "rootRunId": job["name"],
+            "parentRunId": None,
+            "runUuid": str(uuid.uuid5(uuid.NAMESPACE_URL, job["id"])),
+            "runNumber": self._number(job),
+            "runType": "azureml.scriptrun",
+            "runTypeV2": {"orchestrator": "Execution", "traits": []},
+            "experimentId": experiment_id("/".join(job["id"].split("/")[:9]), properties["experimentName"]),
+            "dataContainerId": f"dcid.{job['name']}",
+            "createdUtc": job["systemData"]["createdAt"],
+            "heartbeatEnabled": False,
             "displayName": properties.get("displayName"),
             "description": properties.get("description"),
             "hidden": properties["isArchived"],
@@ -75,6 +87,11 @@ class History(DataPlane):
             "properties": properties["properties"],
             "tags": properties["tags"],
         }
+
+    def _number(self, job: Body) -> int:
+        """A run's number in its workspace, as azureml-core wants it: the older ones and itself."""
+        jobs = self._state.children("/".join(job["id"].split("/")[:9]), job["type"])
+        return 1 + next(number for number, one in enumerate(jobs) if one["id"] == job["id"])
 
     def _log_files(self, job: Body) -> dict[str, str]:
         workspace, prefix = "/".join(job["id"].split("/")[:9]), f"ExperimentRun/dcid.{job['name']}/"

@@ -45,6 +45,8 @@ class Tracking(DataPlane):
                 self.on(method, f"mlflow/{version}", "/api/2.0/mlflow/{path:path}", self.forward)
                 self.on(method, f"mlflow/{version}", "/api/2.0/preview/mlflow/{path:path}", self.forward)
 
+        self.on("POST", "metric/v2.0", "/runs/{run}/batch", self.log_metrics)
+
     async def close(self) -> None:
         await asyncio.gather(*(process.stop(grace=2) for process, _ in self._servers.values()))
         await self._client.aclose()
@@ -72,6 +74,22 @@ class Tracking(DataPlane):
         if answer.status_code == 404 and "json" not in answer.headers.get("content-type", ""):
             raise _not_there(request)
         return Response(answer.content, answer.status_code, media_type=answer.headers.get("content-type"))
+
+    async def log_metrics(self, request: Request) -> Response:
+        """The metrics that azureml-core sends in its own form, which old trainers use beside MLflow."""
+        workspace, metrics = workspace_of(request), []
+        for one in (await json_body(request)).get("values") or []:
+            for point in one.get("value") or []:
+                when = _milliseconds(point.get("createdUtc")) or int(time.time() * 1000)
+                numbers = [value for value in (point.get("data") or {}).values() if isinstance(value, int | float)]
+                step = point.get("step") or 0
+                metrics += [{"key": one["name"], "value": value, "timestamp": when, "step": step} for value in numbers]
+        async with self._starting.setdefault(workspace.lower(), asyncio.Lock()):
+            base = await self._server(workspace)
+            await self._make_runs(workspace, base)
+        body = {"run_id": request.path_params["run"], "metrics": metrics}
+        answer = await self._client.post(f"{base}/api/2.0/mlflow/runs/log-batch", json=body)
+        return JSONResponse({"errors": []}, answer.status_code)
 
     # -- the server ----------------------------------------------------------------------------------------------------
 

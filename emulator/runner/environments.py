@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from emulator.arm.schema import ArmError, Body
+from emulator.faults import image_build_fails
 from emulator.home import Home
 from emulator.runner.process import ManagedProcess
 from emulator.state import State
@@ -41,6 +42,9 @@ class Environments:
 
         Raises ArmError 400 (ImageBuildFailure) with the end of the log if it cannot be built.
         """
+        if image_build_fails(self._state):
+            _say(log, "A fault that was asked for: this image cannot be built.")
+            raise ArmError(400, "ImageBuildFailure", "The image of the environment could not be built.")
         wanted = requirements(environment["properties"])
         if wanted is None or not self._build:
             _say(log, _stand_in(environment["properties"], wanted))

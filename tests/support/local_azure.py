@@ -29,9 +29,9 @@ class LocalAzure:
     env: dict[str, str]
 
     @classmethod
-    def start(cls, path: Path) -> LocalAzure:
+    def start(cls, path: Path, *, hub: bool = False) -> LocalAzure:
         home = Home(path.resolve())
-        record = ensure_started(home)
+        record = ensure_started(home, hub=hub)
         outside = {key: value for key, value in os.environ.items() if not key.startswith(("AZURE_", "ARM_", "PULUMI_"))}
         return cls(home, {**outside, **client_environment(home, record["port"])})
 
@@ -46,13 +46,13 @@ class LocalAzure:
             stop(self.home, record)
 
     def run(
-        self, *words: str, timeout: float = 300, python: str = sys.executable, **env: str
+        self, *words: str, timeout: float = 300, python: str = sys.executable, cwd: str | Path = ROOT, **env: str
     ) -> subprocess.CompletedProcess[str]:
         """Run `python WORDS…` inside, as `emulator run` would."""
         return subprocess.run(
             [python, *words],
             env={**self.env, **env},
-            cwd=ROOT,
+            cwd=cwd,
             capture_output=True,
             text=True,
             timeout=timeout,
