@@ -136,7 +136,6 @@ def test_the_guides_model_is_deployed_without_code_and_answers(reader: Reader, j
     address = reader.azure.request("GET", endpoint).json()["properties"]["scoringUri"]
     key = reader.azure.request("POST", f"{endpoint}/listKeys").json()["primaryKey"]
     reader.fill_in("config.py", AZURE_ML_API_KEY=key, AZURE_ML_ENDPOINT=address)
-    shutil.copy(reader.folder / "flow.dag.yml", reader.folder / "flow.dag.yaml")  # the name that the guide gives it
     code = "from promptflow.client import PFClient; print(PFClient().test('.')['answer'])"
     done = reader.azure.run("-c", code, cwd=str(reader.folder), timeout=300)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
