@@ -33,6 +33,8 @@ class Stub:
     faults: list[tuple[int, dict[str, str], Any]] = field(default_factory=list)
     asked: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
+    headers: list[str] = field(default_factory=list)
+    """The deployment that each request named, empty for none."""
     cut_after: int | None = None
     """Pieces after which the stream ends without its end."""
     left: int = 0
@@ -42,6 +44,7 @@ class Stub:
         body = await request.json()
         self.asked.append(body)
         self.keys.append(request.headers.get("authorization", ""))
+        self.headers.append(request.headers.get("azureml-model-deployment", ""))
         if self.faults:
             status, headers, content = self.faults.pop(0)
             return JSONResponse(content, status, headers)
