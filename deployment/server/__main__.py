@@ -56,11 +56,12 @@ def main(argv: list[str]) -> int:
     folder = find_model(given.model)
     listener = _listen(given.host, given.port)
 
+    from deployment.server import safety
     from deployment.server.app import create_app
     from deployment.server.connections import Server
     from deployment.server.serving import Serving
 
-    serving = Serving()
+    serving = Serving(safety=safety.configured(os.environ))
     server = Server(create_app(serving), serving)
     failed: list[str] = []
     # /health must answer while the model loads, or the platform kills a container that is only slow to start

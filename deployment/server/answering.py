@@ -19,7 +19,8 @@ from deployment.server import replies
 from deployment.server.contract import ChatRequest, Dialect
 from deployment.server.errors import RequestError
 from deployment.server.rows import Event, Failed, Finished, Text
-from deployment.server.serving import Job, Limits
+from deployment.server.safety import OVERLAP, WINDOW
+from deployment.server.serving import Job, Limits, Serving
 
 log = logging.getLogger("deployment.server")
 
@@ -53,12 +54,13 @@ class Reply:
         )
 
 
-async def whole(request: Request, asked: ChatRequest, jobs: list[Job], reply: Reply, limits: Limits) -> Response:
+async def whole(request: Request, asked: ChatRequest, jobs: list[Job], reply: Reply, serving: Serving) -> Response:
     """The whole answer at once, in the dialect of the request."""
-    outcome = "left"
+    outcome, limits = "left", serving.limits
     try:
         async with asyncio.timeout(reply.seconds_left(limits)):
             answers = [await _collect(job, request, limits.poll_seconds) for job in jobs]
+            await _look(serving, *(text for text, _ in answers))
         outcome = answers[0][1]
     except TimeoutError:
         outcome = "late"
@@ -75,6 +77,12 @@ async def whole(request: Request, asked: ChatRequest, jobs: list[Job], reply: Re
         return JSONResponse(replies.guide_reply(asked.dialect, texts))
     text, reason = answers[0]
     return JSONResponse(replies.completion(*reply.head, text, reason, jobs[0].usage))
+
+
+async def _look(serving: Serving, *texts: str) -> None:
+    """Raises RequestError if the content filter refuses an answer."""
+    if serving.safety is not None:
+        await serving.safety.check(texts, "the answer")
 
 
 async def _collect(job: Job, request: Request, poll: float) -> tuple[str, str]:
@@ -118,9 +126,9 @@ def too_late(limits: Limits) -> RequestError:
     )
 
 
-async def stream(request: Request, asked: ChatRequest, jobs: list[Job], reply: Reply, limits: Limits) -> Response:
+async def stream(request: Request, asked: ChatRequest, jobs: list[Job], reply: Reply, serving: Serving) -> Response:
     """The answer as server-sent events. Waits for the first event, so that a failure still has its status."""
-    job = jobs[0]
+    job, limits = jobs[0], serving.limits
     try:
         async with asyncio.timeout(reply.seconds_left(limits)):
             first = await _next_event(job, request, limits.poll_seconds)
@@ -130,7 +138,7 @@ async def stream(request: Request, asked: ChatRequest, jobs: list[Job], reply: R
     except BaseException:  # whatever ended the wait: the row must not go on; nothing is swallowed
         job.row.cancel()
         raise
-    return _Stream(job, _events(job, first, asked, reply, limits), reply.seconds_left(limits))
+    return _Stream(job, _events(job, first, asked, reply, serving), reply.seconds_left(limits))
 
 
 class _Stream(StreamingResponse):
@@ -152,27 +160,45 @@ class _Stream(StreamingResponse):
             self._job.row.cancel()
 
 
-async def _events(job: Job, first: Event, asked: ChatRequest, reply: Reply, limits: Limits) -> AsyncIterator[bytes]:
+async def _events(job: Job, first: Event, asked: ChatRequest, reply: Reply, serving: Serving) -> AsyncIterator[bytes]:
     """The stream's bytes. Closed early (the caller left), it takes the row out of the batch."""
     outcome = "left"
     try:
         yield _sse(replies.chunk(*reply.head, {"role": "assistant", "content": ""}))
-        event: Event = first
-        while isinstance(event, Text):
-            yield _sse(replies.chunk(*reply.head, {"content": event.text}))
-            event = await _before(job, reply.seconds_left(limits))
-        if isinstance(event, Failed):
-            outcome = "failed"
-            yield _sse(RequestError(event.message, status=500, code="engine_failed").body)
-            return
-        outcome = event.reason
-        yield _sse(replies.chunk(*reply.head, {}, reason=event.reason))
+        async for event in _released(job, first, reply, serving):
+            if isinstance(event, Text):
+                yield _sse(replies.chunk(*reply.head, {"content": event.text}))
+                continue
+            outcome = event.reason
+            yield _sse(replies.chunk(*reply.head, {}, reason=event.reason))
         if asked.include_usage:
             yield _sse(replies.usage_chunk(*reply.head, job.usage))
         yield b"data: [DONE]\n\n"
+    except RequestError as error:
+        outcome = "failed"
+        yield _sse(error.body)
     finally:
         job.row.cancel()
         reply.log(outcome, [job])
+
+
+async def _released(job: Job, first: Event, reply: Reply, serving: Serving) -> AsyncIterator[Text | Finished]:
+    """The row's events; with a content filter the text in larger pieces, each once it was looked at."""
+    event, shown, held = first, "", ""
+    enough = WINDOW if serving.safety is not None else 1
+    while isinstance(event, Text):
+        held += event.text
+        if len(held) >= enough:
+            await _look(serving, shown[-OVERLAP:] + held)
+            yield Text(held)
+            shown, held = shown[-OVERLAP:] + held, ""
+        event = await _before(job, reply.seconds_left(serving.limits))
+    if isinstance(event, Failed):
+        raise RequestError(event.message, status=500, code="engine_failed")
+    if held:
+        await _look(serving, shown[-OVERLAP:] + held)
+        yield Text(held)
+    yield event
 
 
 async def _before(job: Job, seconds: float) -> Event:

@@ -100,7 +100,7 @@ async def _score(serving: Serving, request: Request) -> Response:
         asked = contract.parse(await _body(request, serving.limits))
         jobs = await submit(serving, asked)
         answer = answering.stream if asked.stream else answering.whole
-        return await answer(request, asked, jobs, reply, serving.limits)
+        return await answer(request, asked, jobs, reply, serving)
     except ClientDisconnect:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     except RequestError:

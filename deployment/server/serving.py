@@ -15,6 +15,7 @@ from deployment.server.fields import Sampling
 from deployment.server.model import LoadedModel
 from deployment.server.replies import Usage
 from deployment.server.rows import Engine, EngineStopped, Event, QueueFull, Row
+from deployment.server.safety import ContentSafety
 from training.prompt import encode_prompt
 
 
@@ -44,6 +45,7 @@ class Serving:
     limits: Limits = field(default_factory=Limits)
     loaded: LoadedModel | None = None
     engine: Engine | None = None
+    safety: ContentSafety | None = None
     draining: bool = False
     """The server is about to stop: it says so where it is asked whether it is ready, and answers what still comes."""
     encoder: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "encoder"))
@@ -78,11 +80,15 @@ async def submit(serving: Serving, asked: ChatRequest) -> list[Job]:
     """Queue a job for each conversation.
 
     Raises:
-        RequestError: 400 if one does not fit the context, 429 if the queue is full, 503 if the engine has stopped.
+        RequestError: 400 if one does not fit the context or is refused by the content filter, 429 if the queue is full,
+            503 if the engine has stopped.
     """
     loaded, engine = serving.ready()
     prompts = await asyncio.get_running_loop().run_in_executor(serving.encoder, _encode, loaded, asked)
     bounds = [_bound(prompt, asked.sampling, loaded, serving.limits) for prompt in prompts]
+    if serving.safety is not None:
+        texts = (message["content"] for messages in asked.conversations for message in messages)
+        await serving.safety.check(texts, "a message")
     jobs = [_job(loaded, asked.sampling, prompt, bound) for prompt, bound in zip(prompts, bounds, strict=True)]
     try:
         engine.submit([job.row for job in jobs])
