@@ -105,7 +105,7 @@ class Maker:
 
     def _variables(self) -> dict[str, str]:
         """What a container of the user's own needs to find model endpoint and chat store as its managed identity."""
-        if self.image is None or self.image.name == image.NAME:
+        if self.image is None or self.image.is_ours:
             return {}
         return {
             "AZURE_CLIENT_ID": self.outputs.serving_identity_client_id,

@@ -20,24 +20,28 @@ NAME = "phi-server"
 PORT = 5001
 """The port in the Dockerfile. Azure ML's routes name it, so both have to say the same."""
 
-AT_THE_TOP = {"deployment/server/Dockerfile": "Dockerfile", "deployment/server/requirements.txt": "requirements.txt"}
+SERVER = "deployment/server"
+OF_ENGINE = {  # what its image has besides the code: path in the build context → place in the project
+    "transformers": {"Dockerfile": f"{SERVER}/Dockerfile", "requirements.txt": f"{SERVER}/requirements.txt"},
+    "openvino": {
+        "Dockerfile": f"{SERVER}/openvino/Dockerfile",
+        "openvino.txt": f"{SERVER}/openvino/requirements.txt",
+    },
+    "vllm": {"Dockerfile": f"{SERVER}/vllm/Dockerfile", f"{SERVER}/vllm/start.sh": f"{SERVER}/vllm/start.sh"},
+}
 BESIDE = ("deployment/__init__.py", "infra/__init__.py", "infra/cli.py", "training/__init__.py", "training/prompt.py")
 
 
-def context_files() -> dict[str, Path]:
+def context_files(engine: str = "transformers") -> dict[str, Path]:
     """Every file of the build context: its path in there → where it lies in the project."""
-    server = sorted((PROJECT / "deployment/server").glob("*.py"))
+    server = sorted((PROJECT / SERVER).glob("*.py"))
     names = [*BESIDE, *(str(path.relative_to(PROJECT)) for path in server)]
-    return {**{name: PROJECT / name for name in names}, **{to: PROJECT / source for source, to in AT_THE_TOP.items()}}
-
-
-def context_version() -> str:
-    """12 hex digits over the names and contents of the build context: equal content is built once."""
-    return version_of(context_files())
+    own = {to: PROJECT / source for to, source in OF_ENGINE[engine].items()}
+    return {**{name: PROJECT / name for name in names}, **own}
 
 
 def version_of(files: Mapping[str, Path]) -> str:
-    """The same over any files."""
+    """12 hex digits over the names and contents of a build context: equal content is built once."""
     digest = hashlib.sha256()
     for name, path in sorted(files.items()):
         content = path.read_bytes()
@@ -58,14 +62,16 @@ class Image:
     files: Mapping[str, Path]
     port: int = PORT
     question: Path | None = None
+    is_ours: bool = True
 
     def __str__(self) -> str:
         return f"{self.name}:{self.version}"
 
 
-def of_server() -> Image:
-    """The image of our chat server."""
-    return Image(NAME, context_version(), context_files())
+def of_server(engine: str = "transformers") -> Image:
+    """The image of our chat server with one of its engines."""
+    files = context_files(engine)
+    return Image(NAME if engine == "transformers" else f"{NAME}-{engine}", version_of(files), files)
 
 
 def of_folder(folder: Path) -> Image:
@@ -86,7 +92,9 @@ def of_folder(folder: Path) -> Image:
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if _belongs(path, folder)}
     question = folder / "smoke.json"
     name = re.sub(r"[^A-Za-z0-9-]+", "-", folder.resolve().name).strip("-") or "app"
-    return Image(f"{name}-app", version_of(files), files, int(exposed[0]), question if question.is_file() else None)
+    return Image(
+        f"{name}-app", version_of(files), files, int(exposed[0]), question if question.is_file() else None, False
+    )
 
 
 def _belongs(path: Path, folder: Path) -> bool:
@@ -95,7 +103,7 @@ def _belongs(path: Path, folder: Path) -> bool:
 
 
 def stage_context(folder: Path, files: Mapping[str, Path] | None = None) -> Path:
-    """Write the build context of our server, or of these files, into `folder`, which is made."""
+    """Write a build context (of our server, unless these files are given) into `folder`, which is made."""
     for name, source in (context_files() if files is None else files).items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 DEFAULT_SKU = "Standard_E4s_v3"
 """4 cores, 32 GB: Phi-3-mini's 3.8 billion parameters in float32 with room for the cache."""
-ENGINES = ("transformers", "mlflow")
+ENGINES = ("transformers", "openvino", "vllm", "auto", "mlflow")
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _wanted(given: argparse.Namespace, outputs: StackOutputs, ml: MLClient) -> W
     if given.source:
         made = image.of_folder(given.source)
     elif given.engine != "mlflow":
-        made = image.of_server()
+        made = image.of_server(_engine(given))
     if given.model or not given.source:
         model = _model(given, outputs, ml)
     goal = Goal(
@@ -115,6 +115,17 @@ def _wanted(given: argparse.Namespace, outputs: StackOutputs, ml: MLClient) -> W
         given.gate or "",
     )
     return Wanted(given, outputs, ml, goal, made)
+
+
+def _engine(given: argparse.Namespace) -> str:
+    """The engine that was asked for; with `auto` the one for the SKU, and why."""
+    from deployment.server import engines
+
+    if given.engine != "auto":
+        return str(given.engine)
+    engine, why = engines.for_sku(given.instance_type)
+    say(f"engine {engine}: {why}")
+    return engine
 
 
 def _model(given: argparse.Namespace, outputs: StackOutputs, ml: MLClient) -> str:
@@ -210,12 +221,8 @@ def _options() -> cli.Parser:
         metavar="FOLDER",
         help="deploy this folder with its Dockerfile, on an endpoint of its own",
     )
-    add(
-        "--engine",
-        choices=ENGINES,
-        default=ENGINES[0],
-        help="mlflow: an MLflow model without our server (default: ours)",
-    )
+    engines = "auto: by the SKU; mlflow: an MLflow model without our server"
+    add("--engine", choices=ENGINES, default=ENGINES[0], help=f"default: {ENGINES[0]}; {engines}")
     add("--instance-type", default=DEFAULT_SKU, metavar="SKU", help=f"default: {DEFAULT_SKU}")
     add("--instance-count", type=int, default=1, metavar="N", help="default: 1")
     add(

@@ -100,13 +100,13 @@ def test_the_image_holds_all_that_the_server_imports_and_nothing_else(tmp_path: 
 
 
 def test_the_images_version_follows_its_content(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    before = image.context_version()
-    assert before == image.context_version()
+    before = image.of_server().version
+    assert before == image.of_server().version
     other = tmp_path / "prompt.py"
     other.write_text("# another\n")
     files = {**image.context_files(), "training/prompt.py": other}
-    monkeypatch.setattr(image, "context_files", lambda: files)
-    assert image.context_version() != before
+    monkeypatch.setattr(image, "context_files", lambda engine: files)
+    assert image.of_server().version != before
 
 
 def test_a_folders_image_is_its_files_without_what_is_hidden(tmp_path: Path) -> None:
@@ -132,9 +132,15 @@ def test_an_mlflow_model_is_wanted_where_mlflow_serves() -> None:
         choose(VERSIONS, "a", stack="dev", kind="mlflow_model")
 
 
-def test_the_routes_name_the_port_of_the_dockerfile() -> None:
-    dockerfile = (image.PROJECT / "deployment/server/Dockerfile").read_text()
-    assert f"PORT={image.PORT} " in dockerfile
+@pytest.mark.parametrize("engine", image.OF_ENGINE)
+def test_each_engines_image_has_what_its_dockerfile_copies_and_the_port_of_the_routes(engine: str) -> None:
+    made = image.of_server(engine)
+    dockerfile = made.files["Dockerfile"].read_text()
+    assert f"PORT={made.port} " in dockerfile
+    for source in re.findall(r"^COPY (\S+)", dockerfile, re.MULTILINE):
+        assert any(name == source or name.startswith(source) for name in made.files), source
+    if "start.sh" in dockerfile:
+        assert "deployment/server/vllm/start.sh" in made.files
 
 
 VERBS = ["rollout", "rollback", "access", "doctor", "load", "smoke", "status", "logs", "teardown", "server"]
