@@ -261,9 +261,9 @@ def _bars(result: Mapping[str, Any]) -> list[Sequence[str]]:
         if config not in result["configs"] or BASELINE not in result["configs"]:
             continue
         found = ratios(result, config, key, clients)
-        each = ", ".join(f"{one:.1f}" for one in found)
+        each = ", ".join(f"{one:.2f}" for one in found)
         wanted = f"1/{bar:g}" if key.startswith("latency") else f"{bar:g} x"
-        rows.append((what, config, wanted, f"{median(found):.1f} ({each})", "yes" if median(found) >= bar else "no"))
+        rows.append((what, config, wanted, f"{median(found):.2f} ({each})", "yes" if median(found) >= bar else "no"))
     for config, first in result["first_token"].items():
         passes = first["least"] / result["forward_pass"][CONFIGURATIONS[config].dtype]
         met = "yes" if passes < 2 else "no"

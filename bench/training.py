@@ -132,7 +132,7 @@ def _line(found: dict[str, Any]) -> str:
 
 
 def circumstances(request: Request) -> dict[str, Any]:
-    """Where, when, with what: a figure means nothing without. `load`: of the machine, the mean of the last 5 minutes."""
+    """Where, when, with what: a figure means nothing without. `load`: the machine's, over the last 5 minutes."""
     from bench.synthetic import configuration
     from training import hardware
     from training.estimate import shape_of

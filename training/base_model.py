@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from training.plan import Plan
 
 HASHED_BYTES = 16 * 2**20
+LOADABLE = (
+    "name a folder with config.json, tokenizer.json and *.safetensors, or a model on a hub that can be reached "
+    "(HF_ENDPOINT says which)"
+)
 
 
 def identity_of(name: str, recipe: Recipe) -> str:
@@ -48,7 +52,7 @@ def read_shape(name: str, recipe: Recipe) -> Shape:
             next_command="python -m training.small_model --out DIR --corpus FILE   (makes one), or name one on the hub",
             code=WRONG_USE,
         )
-    with _explained(name):
+    with loading(name):
         return shape_of(AutoConfig.from_pretrained(name, **revision(name, recipe)).to_dict())
 
 
@@ -56,7 +60,7 @@ def read_tokenizer(name: str, recipe: Recipe) -> Any:
     """The tokenizer with the recipe's chat template. Raises UserError for one without Phi-3's control tokens."""
     from transformers import AutoTokenizer
 
-    with _explained(name):
+    with loading(name):
         tokenizer = AutoTokenizer.from_pretrained(name, **revision(name, recipe))
     try:
         stop_ids(tokenizer)
@@ -87,7 +91,7 @@ def load_weights(name: str, plan: Plan, *, whole: bool = False) -> PreTrainedMod
         options["quantization_config"] = lora.four_bit(settings)
     elif whole and plan.hardware.kind == "cuda":
         options["dtype"] = recipe.model.save_dtype
-    with _explained(name):
+    with loading(name):
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name, **options, **revision(name, recipe))
     return model
 
@@ -98,11 +102,14 @@ def revision(name: str, recipe: Recipe) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _explained(name: str) -> Iterator[None]:
+def loading(name: str) -> Iterator[None]:
+    """Raises UserError for a model that cannot be loaded, or that there is no memory for."""
     try:
         yield
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot load the model {name}: {str(error).splitlines()[0]}") from None
+        raise UserError(
+            f"cannot load the model {name}: {str(error).splitlines()[0].rstrip(': ')}", next_command=LOADABLE
+        ) from None
     except (RuntimeError, MemoryError) as error:
         if not is_memory_full(error):
             raise

@@ -71,7 +71,9 @@ def claim_output(output: Path, identity: Mapping[str, str], recipe: Mapping[str,
             (output / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
             _write(output / CHECKPOINTS / RUN_FILE, run)
     except OSError as error:
-        raise UserError(f"cannot write to the output folder {output}: {error.strerror}") from None
+        raise UserError(
+            f"cannot write to the output folder {output}: {error.strerror}", next_command="give another --output"
+        ) from None
 
 
 def _refuse_finished(output: Path, identity: Mapping[str, str]) -> None:

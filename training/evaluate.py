@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from infra import cli
 from infra.cli import REFUSED, WRONG_USE, UserError
 from training import samples
+from training.base_model import loading
 from training.dataset import read_conversations
 from training.gate import Limits, Verdict, judge
 from training.likelihood import Encoded, Likelihood, encode_all, gain, interval, likelihood
@@ -168,15 +169,14 @@ def load_model(folder: str, **options: Any) -> tuple[PreTrainedModel, Any]:
             code=WRONG_USE,
         )
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, **options)
-        return model, AutoTokenizer.from_pretrained(_tokenizer_folder(folder))
+        with loading(folder):
+            model = AutoModelForCausalLM.from_pretrained(folder, **options)
+            return model, AutoTokenizer.from_pretrained(_tokenizer_folder(folder))
     except ImportError:
         raise UserError(
             f"{folder} holds an adapter, which needs the package peft",
             next_command="python -m pip install peft   (or give the merged model's folder)",
         ) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot load the model {folder}: {str(error).splitlines()[0]}") from None
 
 
 def _tokenizer_folder(folder: str) -> str:

@@ -62,6 +62,17 @@ measured says so.
     python -m training.submit --recipe NAME_OR_FILE --dry-run         # the job and what it costs
 
 """
+SEVERAL = """
+## Several processes
+
+In Azure ML `instance_count` nodes start a process for each GPU (`process_count_per_instance`); by hand:
+`torchrun --nproc_per_node 2 -m training.sft …`. The global batch is that of one process times their number. Weights,
+gradients and optimizer are sharded (FSDP2) where they would not fit on each GPU, or where `fsdp` says so. In the last
+step of an epoch, processes for which no rows are left get rows of its beginning again.
+
+Two processes on a CPU (gloo) have learned what one does from the same global batch, were killed, and went on to the
+same weights. Several GPUs, FSDP2 and several nodes have not run yet.
+"""
 
 
 def header(path: Path) -> dict[str, str]:
@@ -83,7 +94,7 @@ def hours(path: Path) -> float | None:
 
 def page() -> str:
     """docs/recipes.md."""
-    return "".join((INTRODUCTION, _recipes(), *_sections(), _trl(), _reserved()))
+    return "".join((INTRODUCTION, _recipes(), *_sections(), _trl(), _reserved(), SEVERAL))
 
 
 def _recipes() -> str:

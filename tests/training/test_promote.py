@@ -161,6 +161,14 @@ def test_shared_again_it_is_there_already(
     assert len(registry.imports) == 1
 
 
+def test_two_models_that_name_no_job_are_not_taken_for_the_same(
+    run: Promote, registry: Registry, register: Callable[..., None], name: str
+) -> None:
+    register(1, approved="true")
+    registry.add(name, "1", {})
+    assert refused(run, name).code == 2
+
+
 @pytest.mark.parametrize("tags", [{"job": "another"}, {}])
 def test_the_number_of_another_model_is_not_taken_and_a_free_one_is_named(
     run: Promote, registry: Registry, register: Callable[..., None], name: str, tags: dict[str, str]
