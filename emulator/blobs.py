@@ -27,11 +27,15 @@ from starlette.responses import Response, StreamingResponse
 from emulator.blob_error import BlobError
 from emulator.blob_leases import Leases
 from emulator.entra import Entra
+from emulator.runner.permissions import permits
 from emulator.sas import SharedAccess
 from emulator.state import State
 
 CHUNK = 1 << 20
 STORAGE_AUDIENCES = ("https://storage.azure.com",)
+STORAGE_ACCOUNT = "Microsoft.Storage/storageAccounts"
+BLOB_ACTIONS = f"{STORAGE_ACCOUNT}/blobServices/containers/blobs"
+ACTIONS = {"r": "read", "l": "read", "w": "write", "d": "delete"}
 
 
 class Blobs:
@@ -187,16 +191,26 @@ class Blobs:
                 code = "AuthorizationPermissionMismatch" if "permission" in why else "AuthenticationFailed"
                 raise BlobError(403, code, f"Server failed to authenticate the request. {why}")
             return
-        if self._entra.check(request.headers.get("authorization", ""), STORAGE_AUDIENCES) is None:
+        claims = self._entra.check(request.headers.get("authorization", ""), STORAGE_AUDIENCES)
+        if claims is None:
             if "authorization" in request.headers:
                 raise BlobError(
                     401, "InvalidAuthenticationInfo", "The access token is invalid, expired or for another audience."
                 )
             raise BlobError(401, "NoAuthenticationInformation", "Server failed to authenticate the request.")
+        self._check_role(str(claims["oid"]), account, needed)
+
+    def _check_role(self, principal: str, account: str, needed: str) -> None:
+        """Raise BlobError 403 unless one of the principal's roles permits one of the operations `needed`."""
+        found = [one["id"] for one in self._state.of_type(STORAGE_ACCOUNT) if one["name"] == account]
+        action = f"{BLOB_ACTIONS}/{ACTIONS[needed[0]]}"
+        if not found or not permits(self._state, principal, found[0], action, data=True):
+            message = "This request is not authorized to perform this operation using this permission."
+            raise BlobError(403, "AuthorizationPermissionMismatch", message)
 
     def _has_account(self, account: str) -> bool:
         """Whether there is such an account: in the subscription, or one of a registry, which only has containers."""
-        accounts = self._state.of_type("microsoft.storage/storageaccounts")
+        accounts = self._state.of_type(STORAGE_ACCOUNT)
         held = any(key.startswith(f"{account}/") for key, _ in self._state.records("container"))
         return held or account in [found["name"] for found in accounts]
 

@@ -58,6 +58,7 @@ class Home:
 
     def make(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
+        self.path.chmod(0o700)  # the state holds keys of endpoints and credentials of connections
         for folder in (self.objects, self.work, self.path / "tls", self.path / "pulumi"):
             folder.mkdir(exist_ok=True)
         (self.path / "tls").chmod(0o700)

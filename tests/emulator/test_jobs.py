@@ -233,6 +233,45 @@ def test_what_cannot_be_run_is_refused_before_it_is_queued(
     assert answer.status_code == 400 and message in answer.json()["error"]["message"]
 
 
+ASKS_STORAGE = """
+import os, sys
+from azure.core.exceptions import HttpResponseError
+from azure.identity import ManagedIdentityCredential
+from azure.storage.blob import ContainerClient
+who = ManagedIdentityCredential(client_id=os.environ["DEFAULT_IDENTITY_CLIENT_ID"])
+box = ContainerClient(sys.argv[1], "azureml", who, retry_total=0)
+for name, ask in (("read", lambda: list(box.list_blobs())), ("write", lambda: box.upload_blob(sys.argv[2], b"x"))):
+    try:
+        ask()
+        print(f"{name}=allowed")
+    except HttpResponseError as error:
+        print(f"{name}={error.error_code}")
+"""
+
+
+def test_a_jobs_identity_may_do_in_storage_what_its_roles_permit(azure: LocalAzure, workspace: str) -> None:
+    group = workspace.split("/providers/")[0]
+    store = azure.request("GET", f"{workspace}/datastores/workspaceblobstore").json()["properties"]
+    command = (
+        f"python - https://{store['accountName']}.blob.core.windows.net $AZUREML_RUN_ID <<'END'\n{ASKS_STORAGE}END"
+    )
+    refused = "AuthorizationPermissionMismatch"
+    first = submit(azure, workspace, "without-role", command)
+    wait(azure, first, "Completed")
+    assert said(azure, first) == {"read": refused, "write": refused}
+    identity = f"{group}/providers/Microsoft.ManagedIdentity/userAssignedIdentities/id-{group.split('/')[-1]}"
+    principal = azure.request("GET", identity).json()["properties"]["principalId"]
+    reader = "2a2b9908-6ea1-4ae2-8e65-a410df84e7d1"
+    wanted = {"principalId": principal, "principalType": "ServicePrincipal"}
+    role = f"{'/'.join(group.split('/')[:3])}/providers/Microsoft.Authorization/roleDefinitions/{reader}"
+    assignment = f"{group}/providers/Microsoft.Authorization/roleAssignments/99999999-0000-4000-8000-000000000000"
+    azure.put(assignment, {"properties": {**wanted, "roleDefinitionId": role}})
+    second = submit(azure, workspace, "with-role", command)
+    wait(azure, second, "Completed")
+    assert azure.request("DELETE", assignment).status_code == 200
+    assert said(azure, second) == {"read": "allowed", "write": refused}
+
+
 def test_a_host_environment_says_what_it_leaves_out(azure: LocalAzure, workspace: str) -> None:
     conda = "dependencies:\n- python=3.10\n- pip\n- pip: [torch==2.4.0]\n"
     image = {"image": "ubuntu:22.04", "condaFile": conda}
