@@ -8,7 +8,7 @@
 | GET /conversation?id=, DELETE /conversation?id= | its turns, a page at a time (`after=`); remove it |
 | GET /export | all that is kept of the user |
 | POST /score, GET /swagger.json | the flow, as Prompt flow serves it |
-| GET /health, /ready | 200 |
+| GET /health, /ready | 200; /ready only once the flow is loaded |
 
 `user=` in the query names whose conversations are meant, for a key's holder who serves several; else they are those of
 whoever runs the server.
@@ -39,6 +39,8 @@ from infra.cli import REFUSED, WRONG_USE, UserError
 
 if TYPE_CHECKING:
     import httpx
+
+    from flow.prompt_flow import LateFlow
 
 log = logging.getLogger("flow")
 
@@ -84,8 +86,12 @@ class Serving:
         return self._history
 
 
-def create_app(serving: Serving, flow: ASGIApp | None = None) -> ASGIApp:
+def create_app(serving: Serving, flow: LateFlow | None = None) -> ASGIApp:
     """The app around `serving`; with `flow`, Prompt flow's app, behind /score."""
+
+    async def ready(request: Request) -> Response:
+        loaded = flow is None or flow.ready
+        return JSONResponse({"status": "ready" if loaded else "loading"}, 200 if loaded else 503)
 
     def routed(act: Callable[[Serving, Request], Any]) -> Callable[[Request], Any]:
         async def handle(request: Request) -> Response:
@@ -102,7 +108,7 @@ def create_app(serving: Serving, flow: ASGIApp | None = None) -> ASGIApp:
         Route("/conversation", routed(_delete), methods=["DELETE"]),
         Route("/export", routed(_export), methods=["GET"]),
     ]
-    routes += [Route(path, _live, methods=["GET"]) for path in ("/health", "/ready")]
+    routes += [Route("/health", _live, methods=["GET"]), Route("/ready", ready, methods=["GET"])]
     for path, name in {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css"}.items():
         routes.append(Route(path, _file(name), methods=["GET"]))
     if flow is not None:

@@ -6,14 +6,16 @@ It leaves with Prompt flow (docs/promptflow-sunset.md).
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import os
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
 
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -37,9 +39,26 @@ def without_development_kit() -> None:
     `promptflow/__init__.py` belongs to the development kit and imports it whole: five seconds, and the exporter of
     Azure Monitor, which then asks settings.sdk.monitor.azure.com for its settings, telemetry switched off or not.
     """
+    if "promptflow" in sys.modules:
+        return
     found = importlib.util.find_spec("promptflow")
-    if "promptflow" not in sys.modules and found is not None and found.submodule_search_locations:
+    if found is not None and found.submodule_search_locations:
         bare = types.ModuleType("promptflow")
         bare.__path__ = list(found.submodule_search_locations)
         sys.modules["promptflow"] = bare
         sys.modules["promptflow._sdk"] = None  # type: ignore[assignment]  # an import of it fails, and it is done without
+
+
+class LateFlow:
+    """The flow's app, loaded in a thread while the server already answers; who asks it earlier waits for it."""
+
+    def __init__(self) -> None:
+        self._loading = ThreadPoolExecutor(1, "prompt-flow").submit(prompt_flow_app)
+
+    @property
+    def ready(self) -> bool:
+        return self._loading.done() and self._loading.exception() is None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = await asyncio.wrap_future(self._loading)
+        await app(scope, receive, send)

@@ -53,16 +53,16 @@ def app_of(outputs: StackOutputs, *, key: str, any_host: bool, settings: Setting
     """The guarded app for one stack, flow included."""
     import httpx
 
-    from flow import prompt_flow
     from flow.app import Serving, create_app
     from flow.guard import Guard, Limits
     from flow.history import history_of
+    from flow.prompt_flow import LateFlow
 
     # One pool of connections for all conversations; how long to wait is said with each request.
     limits = Limits(key, any_host)
     client = httpx.AsyncClient(limits=httpx.Limits(max_connections=limits.at_once, max_keepalive_connections=64))
     serving = Serving(lambda: endpoint_of(outputs), lambda: history_of(outputs), user_here(), settings, client)
-    return Guard(create_app(serving, prompt_flow.prompt_flow_app()), limits)
+    return Guard(create_app(serving, LateFlow()), limits)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -30,7 +30,7 @@ sys.addaudithook(note)
 
 @dataclass
 class Served:
-    """A running server: its address, its home directory, its log, and the connections it made."""
+    """A running server: its address, home, log, connections, and the seconds until its page came."""
 
     url: str
     folder: Path
@@ -80,8 +80,10 @@ def served(folder: Path, endpoint: str, *words: str, cwd: Path = PROJECT, **more
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, cwd=cwd, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
     try:
-        wait_ready(f"http://127.0.0.1:{port}/health", process, folder / "log")
-        yield Served(f"http://127.0.0.1:{port}", folder, process, time.monotonic() - began)
+        wait_ready(f"http://127.0.0.1:{port}/", process, folder / "log")
+        seconds = time.monotonic() - began
+        wait_ready(f"http://127.0.0.1:{port}/ready", process, folder / "log")
+        yield Served(f"http://127.0.0.1:{port}", folder, process, seconds)
     finally:
         process.terminate()
         try:
