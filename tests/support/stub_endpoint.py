@@ -2,7 +2,8 @@
 
     python -m tests.support.stub_endpoint [PORT]
 
-Each word of the last question comes back as a piece of its own.
+Each word of the last question comes back as a piece of its own, `{now}` as the time of sending on the clock that all
+processes of a machine share.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ class Stub:
                     return
                 if number and self.pause:
                     await asyncio.sleep(self.pause)
-                # the time of sending, on the clock that all processes of a machine share
-                yield _event({"choices": [{"delta": {"content": piece}}], "sent": time.monotonic()})
+                said = piece.replace("{now}", str(time.monotonic()))
+                yield _event({"choices": [{"delta": {"content": said}}]})
             yield _event({"choices": [], "usage": _usage(body, pieces)})
             yield "data: [DONE]\n\n"
         except asyncio.CancelledError:
