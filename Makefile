@@ -82,8 +82,11 @@ promote: stack  ## share a model with a registry: make promote MODEL=NAME[:VERSI
 deploy: stack  ## roll the newest approved model out to the endpoint
 	$(RUN) -m deployment.rollout --stack $(STACK) $(if $(LOCAL),--yes --soak 5 --keep 0)
 
-chat: stack  ## ask the endpoint: make chat Q="…"; Q= (empty) opens a session
-	$(RUN) -m flow.chat --stack $(STACK) $(if $(Q),"$(Q)")
+chat: stack  ## ask the endpoint: make chat Q="…"; Q= (empty) opens a session, WEB=1 the page in a browser
+	$(RUN) -m $(if $(WEB),flow.serve --stack $(STACK) --open,flow.chat --stack $(STACK) $(if $(Q),"$(Q)"))
+
+evaluate-chat: stack  ## put the checked-in questions to the endpoint; the report goes to .runs/evaluation
+	$(RUN) -m flow.evaluation --stack $(STACK)
 
 down: stack  ## remove the endpoint, the stack and all it holds; locally stop the emulator too
 	$(RUN) -m infra.environment down --stack $(STACK) $(if $(BRANCH),--branch $(call quoted,$(BRANCH))) --config $(CONFIG) $(if $(LOCAL)$(YES),--yes)

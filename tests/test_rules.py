@@ -35,6 +35,9 @@ VERBS = (
     "deployment.teardown",
     "deployment.server",
     "flow.chat",
+    "flow.serve",
+    "flow.evaluation",
+    "flow.container",
     "emulator",
 )
 
