@@ -183,7 +183,7 @@ async def _list(serving: Serving, request: Request) -> Response:
     """Each conversation with its first question as a title."""
     history, user = await serving.history(), _user(serving, request)
     listed = await asyncio.to_thread(history.conversations, user)
-    firsts = await asyncio.to_thread(lambda: [history.page(user, one.id, 0, 1) for one in listed])
+    firsts = await asyncio.gather(*(asyncio.to_thread(history.page, user, one.id, 0, 1) for one in listed))
     titles = [first[0].question[:80] if first else "" for first in firsts]
     return JSONResponse([{**vars(one), "title": title} for one, title in zip(listed, titles, strict=True)])
 

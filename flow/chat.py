@@ -9,7 +9,8 @@ import asyncio
 import json
 import sys
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,9 @@ class Chat:
     settings: Settings = field(default_factory=Settings)
     client: httpx.AsyncClient | None = None
 
-    async def stream(self, question: str, *, reply: Reply | None = None, key: str | None = None) -> AsyncIterator[str]:
+    async def stream(
+        self, question: str, *, reply: Reply | None = None, key: str | None = None
+    ) -> AsyncGenerator[str, None]:
         """Ask; the answer's pieces as they come, stored as one turn when the last one is out.
 
         Args:
@@ -55,8 +58,10 @@ class Chat:
         question, reply = checked(question), Reply() if reply is None else reply
         last = await asyncio.to_thread(self.history.last, self.user, self.conversation, self.settings.window)
         earlier = [(turn.question, turn.answer) for turn in last]
-        async for piece in ask(self.endpoint, question, earlier, self.settings, reply=reply, client=self.client):
-            yield piece
+        answer = ask(self.endpoint, question, earlier, self.settings, reply=reply, client=self.client)
+        async with aclosing(answer) as pieces:  # who leaves ends the request at once
+            async for piece in pieces:
+                yield piece
         stored = asyncio.to_thread(self._append, key or uuid.uuid4().hex, question, reply.text)
         await asyncio.shield(stored)  # an answer that was shown whole is kept, even if its reader leaves now
 

@@ -140,7 +140,7 @@ async def ask(
     except httpx.ConnectError as error:
         log.warning("no connection: %s", error)
         raise UserError("the endpoint cannot be reached", next_command="python -m deployment.status") from None
-    except httpx.TransportError as error:
+    except httpx.RequestError as error:
         log.warning("broke off after %.3f s: %s", time.monotonic() - began, type(error).__name__)
         raise UserError(
             f"the endpoint broke off before the answer was whole ({type(error).__name__}); it was not stored",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from functools import lru_cache
 from typing import Any
 
@@ -43,8 +44,9 @@ async def chat(question: str, chat_history: list[dict[str, Any]]) -> AsyncIterat
         raise kind(error.message) from None
 
     async def answer() -> AsyncIterator[str]:
-        yield first
-        async for piece in pieces:
-            yield piece
+        async with aclosing(pieces):
+            yield first
+            async for piece in pieces:
+                yield piece
 
     return answer()

@@ -41,6 +41,8 @@ def endpoint_of(outputs: StackOutputs) -> Endpoint:
     if not address:
         found = endpoint.connect(outputs)
         return Endpoint(found.scoring_uri, found.headers)
+    if not address.startswith(("https://", "http://")):
+        raise UserError(f"CHAT_ENDPOINT is {address!r}, and not an address that begins with https://", code=WRONG_USE)
     if key:
         return Endpoint(address, lambda: {"Authorization": f"Bearer {key}"})
     from azure.identity import DefaultAzureCredential
