@@ -234,7 +234,7 @@ def ratios(result: Mapping[str, Any], config: str, key: str, clients: int) -> li
 def table(result: Mapping[str, Any]) -> str:
     """The result as Markdown: tokens a CPU-second by clients, what else was seen, and the bars."""
     counts = sorted({one["clients"] for one in result["runs"]})
-    head = ["server", *(f"{count} client{'s' * (count > 1)}" for count in counts), "p50 latency", "health, worst"]
+    head = ["server", *(f"{count} client{'s' * (count > 1)}" for count in counts), "p50 latency", "health p50 (worst)"]
     rows: list[Sequence[str]] = [[*head, "memory", "start"]]
     rows += [_row(result, config, counts) for config in result["configs"]]
     return f"{_markdown(rows)}\n\n{_markdown(_bars(result))}"
@@ -249,7 +249,8 @@ def _row(result: Mapping[str, Any], config: str, counts: Sequence[int]) -> list[
         times = median(ratios(result, config, "tokens_per_cpu_second", count))
         cells.append(f"{median(speeds):.0f} ({min(speeds):.0f} to {max(speeds):.0f}), {times:.1f} x")
     cells.append(f"{median(one['latency_p50'] for one in most):.2f} s")
-    cells.append(f"{1000 * max(one['probe_worst'] for one in runs):.0f} ms")
+    usual, worst = median(one["probe_p50"] for one in runs), max(one["probe_worst"] for one in runs)
+    cells.append(f"{1000 * usual:.0f} ms ({1000 * worst:.0f})")
     cells.append(f"{max(one['memory'] for one in runs) / 1e9:.2f} GB")
     cells.append("{:.0f} s ({:.0f} CPU-s)".format(*result["startup_seconds"][config]))
     return cells
