@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from deployment.lock import Lease
 
 WAIT_SECONDS = 1800
+LOOK_AGAIN = 3.0
 LOG_LINES = 40
 
 
@@ -85,17 +86,31 @@ class Rollout:
         """Take steps until the goal serves. Raises UserError; the endpoint then serves what it did before."""
         passed: frozenset[str] = frozenset()
         last: Step | None = None
+        since = time.monotonic()
         while True:
             seen = self.observe()
             step = next_step(self.make.goal, seen, passed=passed, now=time.time())
             if isinstance(step, Done):
                 self._remember(Record())
                 return next(one for one in seen.deployments if one.name == step.deployment)
-            if step == last and not isinstance(step, Wait):
-                raise UserError(f"after the step “{describe(step)}” nothing has changed in Azure")
-            say(f"  {describe(step)}")
+            since = since if step == last else time.monotonic()
+            self._check_progress(step, last, since)
+            if step != last:
+                say(f"  {describe(step)}")
             self._guarded(step)
             passed, last = passed | {passes(step) or ""}, step
+
+    def _check_progress(self, step: Step, last: Step | None, since: float) -> None:
+        """Raises UserError for a step that changes nothing, and for one that is waited for too long."""
+        if step != last:
+            return
+        if not isinstance(step, Wait):
+            raise UserError(f"after the step “{describe(step)}” nothing has changed in Azure")
+        if time.monotonic() - since > WAIT_SECONDS:
+            raise UserError(
+                f"{step.what} for more than {WAIT_SECONDS // 60} minutes",
+                next_command=f"python -m deployment.status --stack {self.make.outputs.stack}, then this command again",
+            )
 
     def observe(self) -> Observed:
         return observe(self.make.ml, self.make.endpoint)
@@ -158,7 +173,7 @@ class Rollout:
             case CreateEndpoint():
                 self._create_endpoint()
             case Wait():
-                time.sleep(3)
+                time.sleep(LOOK_AGAIN)
             case Create(name):
                 self._create_deployment(name)
             case Smoke(name):
@@ -258,7 +273,10 @@ class Rollout:
         """What Azure Monitor answers; None if it may not be asked, which is no reason to stop."""
         from azure.identity import DefaultAzureCredential
 
-        reply = arm(DefaultAzureCredential(), "GET", path, query)
+        try:
+            reply = arm(DefaultAzureCredential(), "GET", path, query)
+        except UserError:
+            return None
         return reply.json() if reply.status_code == 200 else None
 
     # -- the endpoint's traffic and tags ------------------------------------------------------------------------------

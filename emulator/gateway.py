@@ -10,12 +10,12 @@ import asyncio
 import hmac
 import random
 import time
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 
 import httpx
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from emulator.arm.schema import Body
 from emulator.entra import Entra
@@ -114,10 +114,11 @@ class Gateway:
 
     async def _discard(self, request: Request, endpoint: Body, deployment: Body, body: bytes) -> None:
         answer = await self._forward(request, endpoint, deployment, body)
-        if isinstance(answer, StreamingResponse):
+        if isinstance(answer, PassedOn):
             with suppress(httpx.TransportError):
-                async for _ in answer.body_iterator:
-                    pass
+                async with answer.stack:
+                    async for _ in answer.body_iterator:
+                        pass
 
     # -- to it --------------------------------------------------------------------------------------------------------
 
@@ -156,7 +157,7 @@ class Gateway:
         except BaseException:
             await stack.aclose()
             raise
-        return StreamingResponse(_passed_on(answer, stack), *_status_and_headers(answer))
+        return PassedOn(answer, stack)
 
     def _stream(self, request: Request, server: Server, body: bytes):  # type: ignore[no-untyped-def]
         """The request as the container gets it; httpx does not name the type of its context manager."""
@@ -185,10 +186,16 @@ def _status_and_headers(answer: httpx.Response) -> tuple[int, dict[str, str]]:
     return 424, {**kept, STATUS: str(answer.status_code), REASON: "model_error"}
 
 
-async def _passed_on(answer: httpx.Response, stack: AsyncExitStack) -> AsyncIterator[bytes]:
-    async with stack:
-        async for chunk in answer.aiter_raw():
-            yield chunk
+class PassedOn(StreamingResponse):
+    """A container's answer as it comes; `stack` is closed at its end, also if the caller leaves before it begins."""
+
+    def __init__(self, answer: httpx.Response, stack: AsyncExitStack) -> None:
+        super().__init__(answer.aiter_raw(), *_status_and_headers(answer))
+        self.stack = stack
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self.stack:
+            await super().__call__(scope, receive, send)
 
 
 def _error(status: int, text: str, model_status: int) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -226,15 +227,52 @@ def test_the_gates_command_decides_before_there_is_any_traffic(
     assert all(put[0] == {"blue": 100} for put in workspace.puts)
 
 
+def test_what_changes_by_itself_is_waited_out_said_once_and_not_for_ever(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(steps, "LOOK_AGAIN", 0.01)
+    workspace.serve("blue", "phi:1")
+    workspace.endpoint.provisioning_state = "Updating"
+    looks = []
+
+    def get(name: str) -> Any:
+        looks.append(name)
+        if len(looks) == 4:
+            workspace.endpoint.provisioning_state = "Succeeded"
+        return workspace.endpoint
+
+    workspace.online_endpoints.get = get
+    assert roll_out(workspace) == "green"
+    assert capsys.readouterr().err.count("wait: the endpoint is updating") == 1
+    workspace.found["blue"] = workspace._deployment("blue", "phi:3")
+    workspace.found["blue"].provisioning_state = "Deleting"
+    monkeypatch.setattr(steps, "WAIT_SECONDS", 0.05)
+    with pytest.raises(UserError, match="blue is deleting for more than"):
+        roll_out(workspace)
+
+
 @pytest.mark.parametrize("checks", range(8))
 def test_without_the_lease_nothing_is_changed(workspace: Workspace, checks: int) -> None:
     workspace.serve("blue", "phi:1")
     with pytest.raises(Lost):
         rollout(workspace, replace(GOAL, steps=(10, 100)), Lease(checks)).run()
     before = (dict(workspace.endpoint.traffic), list(workspace.found))
+    assert checks or before == ({"blue": 100}, ["blue"])
     with pytest.raises(Lost):
         rollout(workspace, GOAL, Lease(0)).run()
     assert (dict(workspace.endpoint.traffic), list(workspace.found)) == before
+
+
+def test_without_the_lease_nothing_is_taken_back_either(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace.serve("blue", "phi:1")
+
+    def garbage(endpoint: Endpoint, deployment: str, question: smoke.Question) -> smoke.Passed:
+        raise smoke.SmokeFailed("an empty answer")
+
+    monkeypatch.setattr(smoke, "check", garbage)
+    with pytest.raises(Lost):
+        rollout(workspace, GOAL, Lease(2)).run()
+    assert workspace.puts == []
 
 
 def test_a_first_rollout_that_fails_names_the_way_to_remove_the_endpoint(workspace: Workspace) -> None:
@@ -304,10 +342,20 @@ def test_a_hopeless_soak_ends_early() -> None:
             raise ProbeFailed("HTTP 500")
         return 0.01
 
-    import time
-
     new, _ = gate.soak(ask, "new", "old", until=time.time() + 60, limits=Limits(), check=lambda: None)
     assert new.asked == 3
+
+
+def test_a_soak_ends_when_the_lease_is_lost() -> None:
+    asked: list[str] = []
+
+    def ask(name: str) -> float:
+        asked.append(name)
+        return 0.01
+
+    with pytest.raises(Lost):
+        gate.soak(ask, "new", "old", until=time.time() + 60, limits=Limits(), check=Lease(1).check)
+    assert asked == ["new"]
 
 
 @pytest.mark.parametrize(

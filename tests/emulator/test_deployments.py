@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.requests import ClientDisconnect, Request
 
 from emulator.home import DEPLOYER_CLIENT_ID, SUBSCRIPTION_ID
 from tests.support.deployed import DOCKERFILE, ENDPOINT, GROUP, SERVER, WORKSPACE, Deployed, deployed
@@ -112,6 +113,37 @@ def test_more_than_twice_the_concurrency_is_429(green: Deployed) -> None:
     assert sorted(got) == [200] * 4 + [429] * 5
 
 
+def test_a_caller_that_leaves_before_the_answer_begins_holds_no_place(at: Deployed) -> None:
+    gateway = at.arm.emulator.gateway
+    server = at.arm.emulator.deployments.server(f"{ENDPOINT}/deployments/blue")
+    assert server is not None
+
+    async def leave() -> None:
+        headers = [(b"host", b"end.eastus2.inference.ml.azure.com"), (b"authorization", f"Bearer {at.token}".encode())]
+        scope: dict[str, Any] = {
+            "type": "http",
+            "method": "POST",
+            "path": "/score",
+            "query_string": b"",
+            "headers": headers,
+        }
+        scope = {**scope, "scheme": "https", "server": ("x", 443), "http_version": "1.1", "state": {}}
+        sent = iter([{"type": "http.request", "body": b"{}"}])
+
+        async def receive() -> Any:
+            return next(sent, {"type": "http.disconnect"})
+
+        async def send(message: Any) -> None:
+            raise OSError("gone")
+
+        answer = await gateway.handle(Request(scope, receive))
+        with pytest.raises((OSError, ClientDisconnect)):
+            await answer(scope, receive, send)
+
+    at.arm._portal.call(leave)
+    assert server.busy == 0
+
+
 # -- traffic -----------------------------------------------------------------------------------------------------------
 
 
@@ -166,7 +198,7 @@ def test_one_that_never_gets_ready_fails_after_its_probes(at: Deployed) -> None:
 
 
 def test_a_route_to_another_port_than_the_containers_finds_nothing(at: Deployed, tmp_path: Path) -> None:
-    wrong = {"readinessRoute": {"path": "/ready", "port": 8080}}
+    wrong: dict[str, Any] = {"readinessRoute": {"path": "/ready", "port": 8080}}
     at.environment("wrong-port", {"Dockerfile": DOCKERFILE, "server.py": SERVER}, tmp_path, **wrong)
     probe = {"initialDelay": "PT0S", "period": "PT0.2S", "timeout": "PT1S", "failureThreshold": 5}
     assert "statuscode: 502" in at.deploy("green", environment="wrong-port", readinessProbe=probe)

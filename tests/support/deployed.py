@@ -58,7 +58,7 @@ class Deployed:
         for path, text in files.items():
             (folder / path).write_text(text)
             self.arm.emulator.blobs.add_file("stw", "images", f"{name}/{path}", folder / path)
-        routes = {kind: {"path": path, "port": 5001} for kind, path in ROUTES.items()} | more
+        routes: dict[str, Any] = {kind: {"path": path, "port": 5001} for kind, path in ROUTES.items()} | more
         build = {"contextUri": f"https://stw.blob.core.windows.net/images/{name}", "dockerfilePath": "Dockerfile"}
         body = {"properties": {"build": build, "inferenceConfig": routes}}
         answer = self.arm.send("PUT", f"{WORKSPACE}/environments/{name}/versions/1", body=body)
