@@ -85,15 +85,19 @@ class Guard:
         await self._app(scope, replayed, send)
 
     async def _body(self, receive: Receive) -> bytes | None:
-        """The whole body; None if it is too large."""
+        """The whole body; None if it is too large.
+
+        Up to ten times the limit is read all the same: a caller who is still sending when the connection closes is told
+        of a reset, and not of the reason.
+        """
         parts, size, more = [], 0, True
-        while more:
+        while more and size <= 10 * self._limits.body_bytes:
             message = await receive()
-            parts.append(message.get("body", b""))
-            size, more = size + len(parts[-1]), message.get("more_body", False)
-            if size > self._limits.body_bytes:
-                return None
-        return b"".join(parts)
+            part, more = message.get("body", b""), message.get("more_body", False)
+            size += len(part)
+            if size <= self._limits.body_bytes:
+                parts.append(part)
+        return b"".join(parts) if size <= self._limits.body_bytes else None
 
 
 def told(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -200,11 +200,14 @@ def test_the_page_loads_nothing_from_elsewhere_and_allows_nothing_to(client: htt
     assert "innerHTML" not in client.get("/page.js").text
 
 
-def test_nothing_leaves_the_machine_and_nothing_is_written_home(client: httpx.Client, server: Served) -> None:
-    """After all of the above; and for the ten seconds in which an exporter would first ask for its settings."""
+# An exporter of telemetry would ask for its settings some seconds after the first request.
+@pytest.mark.parametrize("seconds", [0, pytest.param(15, marks=pytest.mark.slow)])
+def test_nothing_leaves_the_machine_and_nothing_is_written_home(
+    client: httpx.Client, server: Served, seconds: int
+) -> None:
     chat(client, "xylophone")
     client.post("/score", json={"question": "xylophone"})
-    threading.Event().wait(10)
+    threading.Event().wait(seconds)
     assert server.connections and all("127.0.0.1" in line or "localhost" in line for line in server.connections)
     assert list(server.home.rglob("*")) == []
     assert "xylophone" not in server.log and "Traceback" not in server.log
@@ -256,3 +259,20 @@ def test_a_port_that_is_taken_is_one_sentence(server: Served, tmp_path: Path) ->
     command = [sys.executable, "-m", "flow.serve", "--port", server.url.rpartition(":")[2]]
     done = subprocess.run(command, cwd=PROJECT, env=env, capture_output=True, text=True)
     assert done.returncode == 1 and "cannot listen" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_page_comes_before_the_flow_is_loaded() -> None:
+    import asyncio
+
+    from flow.app import Serving, create_app
+
+    class Loading:
+        ready = False
+
+    async def visit() -> list[int]:
+        serving = Serving(lambda: pytest.fail("asked"), lambda: pytest.fail("asked"), "user")
+        transport = httpx.ASGITransport(create_app(serving, cast(Any, Loading())))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return [(await client.get(path)).status_code for path in ("/", "/health", "/ready")]
+
+    assert asyncio.run(visit()) == [200, 200, 503]
