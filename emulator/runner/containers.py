@@ -5,6 +5,7 @@ The environment's build context (Dockerfile), or, for an MLflow model without on
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -28,7 +29,7 @@ class Container:
     """A command with its folder and variables, and what Azure's probes and its gateway ask of it.
 
     `port` is what the server listens on by its own image, None where nothing says so; a route to another port finds
-    nothing there.
+    nothing there. `from_environment`: the server takes it from PORT.
     """
 
     argv: list[str]
@@ -36,6 +37,16 @@ class Container:
     env: dict[str, str]
     routes: Body
     port: int | None
+    from_environment: bool = True
+
+    def command(self, port: int) -> list[str]:
+        """What to start so that it listens on `port` of the loopback. Two containers of one image share a machine here,
+        so a port that only the command names is replaced there.
+        """
+        if self.from_environment or self.port is None:
+            return self.argv
+        own = [re.sub(rf"\b{self.port}\b", str(port), word) for word in self.argv]
+        return [word.replace("0.0.0.0", "127.0.0.1") for word in own]
 
     def path(self, route: str, default: str) -> str:
         return str((self.routes.get(f"{route}Route") or {}).get("path") or default)
@@ -105,9 +116,11 @@ class Layout:
             key: _mapped(image, value) for key, value in image.env.items() if key not in ("PATH", "PYTHONPATH")
         }
         env = {**base, **variables, **own}
-        port = env.get("PORT", "")
-        routes = definition.get("inferenceConfig") or {}
-        return Container(image.argv, image.cwd, env, routes, int(port) if port.isdecimal() else None)
+        routes, port = definition.get("inferenceConfig") or {}, env.get("PORT", "")
+        if port.isdecimal():
+            return Container(image.argv, image.cwd, env, routes, int(port))
+        exposed = image.exposed[0] if len(image.exposed) == 1 else None
+        return Container(image.argv, image.cwd, env, routes, exposed, from_environment=False)
 
     def _model_type(self) -> str:
         asset = self.state.get(str(self.properties.get("model") or "").removeprefix("azureml:"))

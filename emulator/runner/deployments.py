@@ -212,7 +212,8 @@ class DeploymentRunner:
             port = free.getsockname()[1]
         own = {**container.env, "HOST": "127.0.0.1", "PORT": str(port)}
         log = self._folder(deployment_id) / SERVER
-        process = await ManagedProcess.start(self._state, container.argv, cwd=container.cwd, env=own, log=log)
+        argv = container.command(port)
+        process = await ManagedProcess.start(self._state, argv, cwd=container.cwd, env=own, log=log)
         return Server(container, process, port)
 
     async def _await_ready(self, server: Server, probe: Probe, deadline: float) -> str:

@@ -26,6 +26,7 @@ class Image:
     entrypoint: list[str] = field(default_factory=list)
     cmd: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    exposed: list[int] = field(default_factory=list)
 
     @property
     def cwd(self) -> Path:
@@ -78,6 +79,8 @@ def _follow(image: Image, context: Path, line: str) -> None:
             image.entrypoint = _command(rest)
         case "RUN":
             image.skipped.append(rest)
+        case "EXPOSE":
+            image.exposed += [int(word.split("/")[0]) for word in rest.split() if word.split("/")[0].isdecimal()]
 
 
 def _command(rest: str) -> list[str]:

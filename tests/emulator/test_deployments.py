@@ -205,6 +205,15 @@ def test_a_route_to_another_port_than_the_containers_finds_nothing(at: Deployed,
     remove(at, "green")
 
 
+def test_a_port_that_only_the_command_names_is_found(at: Deployed, tmp_path: Path) -> None:
+    server = "import os, sys\nos.environ.update(HOST=sys.argv[1], PORT=sys.argv[2])\n" + SERVER
+    dockerfile = 'COPY server.py ./\nEXPOSE 5001\nCMD ["python", "server.py", "0.0.0.0", "5001"]\n'
+    at.environment("named-port", {"Dockerfile": dockerfile, "server.py": server}, tmp_path)
+    assert at.deploy("green", environment="named-port") == "Succeeded"
+    assert at.ask(deployment="green").status_code == 200
+    remove(at, "green")
+
+
 def test_one_that_exits_is_started_again(green: Deployed) -> None:
     first = green.ask(deployment="green").json()["pid"]
     url = "https://end.eastus2.inference.ml.azure.com/exit"
