@@ -107,7 +107,7 @@ class Assets:
 
     def _model_uri(self, workspace: str, properties: Body) -> str:
         uri = str(properties.get("modelUri", ""))
-        written = locations.absolute(workspace, locations.from_job(uri) or uri)
+        written = locations.absolute(workspace, locations.from_job(self._state, workspace, uri) or uri)
         place = locations.resolve(self._state, workspace, written)
         if not self._blobs.list(place.account, place.container, place.path.rstrip("/")):
             raise ArmError(400, "UserError", f"The model's path '{uri}' holds no files.")

@@ -46,18 +46,24 @@ def absolute(workspace: str, uri: str) -> str:
     return uri
 
 
-def from_job(uri: str) -> str | None:
-    """The datastore URI behind a job's output or artifact URI; None for another kind of URI."""
+def from_job(state: State, workspace: str, uri: str) -> str | None:
+    """The datastore URI behind a job's output or artifact URI; None for another kind of URI.
+
+    An output lies where its job says, which may be a place of one's own.
+    """
     if match := re.match(r"azureml://jobs/([^/]+)/outputs/artifacts/(?:paths/)?(.*)", uri):
         return f"azureml://datastores/workspaceartifactstore/paths/ExperimentRun/dcid.{match[1]}/{match[2]}"
     if match := re.match(r"azureml://jobs/([^/]+)/outputs/([^/]+)/?(?:paths/)?(.*)", uri):
-        return output_uri(match[1], match[2]) + match[3]
+        job = state.get(f"{workspace}/jobs/{match[1]}") or {"properties": {}}
+        said = (job["properties"].get("outputs") or {}).get(match[2]) or {}
+        base = str(said.get("uri") or output_uri(match[1], match[2]))
+        return f"{base.rstrip('/')}/{match[3]}"
     return None
 
 
 def uri_of(state: State, workspace: str, uri: str) -> str:
     """The address behind an asset's id; any other spelling stays. Raises ArmError 400 for one that does not exist."""
-    uri = from_job(uri) or uri
+    uri = from_job(state, workspace, uri) or uri
     asset = uri.removeprefix("azureml:")
     if match := re.fullmatch(r"azureml://registries/([^/]+)/(\w+/[^/]+/versions/[^/]+)", uri):
         registries = state.of_type("Microsoft.MachineLearningServices/registries")

@@ -82,6 +82,15 @@ def test_outputs_are_mounted_uploaded_or_left_to_the_job(azure: LocalAzure, work
     assert blob(azure, workspace, "out/one.txt") == b"c\n"
 
 
+def test_a_model_of_a_jobs_output_lies_where_the_job_put_it(azure: LocalAzure, workspace: str) -> None:
+    outputs = {"model": _made("custom_model", "models/mine", "ReadWriteMount")}
+    job = submit(azure, workspace, "makes", "echo {} > ${{outputs.model}}/config.json", outputs=outputs)
+    wait(azure, job, "Completed")
+    body = {"properties": {"modelUri": "azureml://jobs/makes/outputs/model", "modelType": "custom_model"}}
+    made = azure.put(f"{workspace}/models/placed/versions/1", body)
+    assert made["properties"]["modelUri"].rstrip("/").endswith("/datastores/workspaceblobstore/paths/models/mine")
+
+
 def test_ranks_are_numbered_over_nodes_and_each_writes_a_log_of_its_own(azure: LocalAzure, workspace: str) -> None:
     azure.put(
         f"{workspace}/computes/many",
@@ -111,10 +120,12 @@ def test_ranks_are_numbered_over_nodes_and_each_writes_a_log_of_its_own(azure: L
     assert names == [f"user_logs/std_log_process_{rank}.txt" for rank in range(4)]
 
 
-def test_a_failing_rank_ends_the_others(azure: LocalAzure, workspace: str) -> None:
-    spread = {"distributionType": "PyTorch", "processCountPerInstance": 2}
-    job = submit(azure, workspace, "halves", "test $RANK = 0 && sleep 300; exit 7", distribution=spread)
+def test_a_failing_rank_ends_the_others(azure: LocalAzure, workspace: str, tmp_path: Path) -> None:
+    spread, marker = {"distributionType": "PyTorch", "processCountPerInstance": 2}, tmp_path / "pid"
+    command = f"test $RANK = 0 && echo $$ > {marker} && sleep 300; until test -s {marker}; do sleep 0.1; done; exit 7"
+    job = submit(azure, workspace, "halves", command, distribution=spread)
     wait(azure, job, "Failed")
+    assert is_gone(_pid(marker))
     assert "status code 7" in error_of(azure, job)
 
 

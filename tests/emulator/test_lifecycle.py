@@ -104,6 +104,7 @@ def test_reset_forgets_everything(tmp_path: Path) -> None:
 def test_secrets_are_readable_by_the_user_alone(azure: LocalAzure) -> None:
     for name in ("secrets.json", "ca.key"):
         assert (azure.home.path / "tls" / name).stat().st_mode & 0o077 == 0
+    assert azure.home.path.stat().st_mode & 0o077 == 0, "the state holds keys"
 
 
 def test_hosts_that_are_not_azures_pass_through(azure: LocalAzure) -> None:
