@@ -276,3 +276,20 @@ def test_the_page_comes_before_the_flow_is_loaded() -> None:
             return [(await client.get(path)).status_code for path in ("/", "/health", "/ready")]
 
     assert asyncio.run(visit()) == [200, 200, 503]
+
+
+@pytest.mark.slow
+def test_a_server_killed_between_question_and_answer_leaves_a_conversation_that_goes_on(
+    stub: Stub, tmp_path: Path
+) -> None:
+    for round_number in range(3):
+        with served(tmp_path, stub.url) as made, httpx.Client(base_url=made.url, trust_env=False) as client:
+            turns = client.get("/conversation", params={"id": "c"}).json()
+            assert [turn["question"] for turn in turns] == [f"whole {number}" for number in range(round_number)]
+            stub.pause = 0.0
+            assert chat(client, f"whole {round_number}", conversation="c")[-1]["done"]
+            stub.pause = 0.1
+            with client.stream("POST", "/chat", json={"question": "w " * 100, "conversation": "c"}) as answer:
+                next(answer.iter_lines())
+                made.process.kill()
+                made.process.wait()
