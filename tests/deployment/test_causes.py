@@ -53,6 +53,19 @@ def test_the_liveness_502_says_both_that_nobody_listens_and_that_it_is_killed() 
     assert [one.check for one in diagnose(replace(SEEN, error=LIVENESS))] == ["wrong-port", "liveness"]
 
 
+@pytest.mark.parametrize(
+    ("change", "checks"),
+    [
+        ({"error": CRASHED, "server_log": "statuscode: 502"}, ["crash"]),
+        ({"error": CRASHED, "server_log": "CUDA out of memory"}, ["out-of-memory"]),
+        ({"error": CRASHED, "server_log": "there is no model"}, ["model-missing"]),
+        ({"error": HUNG.replace("503", "502")}, ["wrong-port"]),
+    ],
+)
+def test_a_cause_that_explains_another_stands_alone(change: dict[str, str], checks: list[str]) -> None:
+    assert [one.check for one in diagnose(replace(SEEN, **change))] == checks  # type: ignore[arg-type]
+
+
 def test_nothing_is_found_where_nothing_failed() -> None:
     assert diagnose(replace(SEEN, server_log="ready model=phi\nexited with code 0 long ago")) == []
 
