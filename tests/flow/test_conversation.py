@@ -79,8 +79,11 @@ def test_not_now_is_tried_again(status: int, behind_the_gateway: bool) -> None:
 def test_not_now_ends_at_the_deadline() -> None:
     with pytest.raises(UserError, match="429 and goes on"):
         gather([httpx.Response(429)], Settings(deadline=0.1, first_pause=0.01))
+
+
+def test_a_wait_that_would_end_after_the_deadline_is_not_begun() -> None:
     with pytest.raises(UserError, match="429"):
-        gather([httpx.Response(429, headers={"retry-after": "600"})])
+        gather([httpx.Response(429, headers={"retry-after": "600"}), httpx.Response(200, content=stream_of("early"))])
 
 
 def test_a_wait_of_odd_length_is_not_believed() -> None:
