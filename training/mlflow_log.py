@@ -72,8 +72,8 @@ def wanted() -> bool:
 
 
 def load() -> str | None:
-    """Import MLflow, in the main thread while no other import is under way; its address, or None where it is not
-    installed."""
+    """Import MLflow, in the main thread while no other import is under way; its address for a reader, or None where it
+    is not installed."""
     # its own retries would hold a request for minutes; ours go on until the run ends
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
@@ -86,7 +86,9 @@ def load() -> str | None:
         return None
     for name in ("mlflow", "alembic", "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    return without_secrets(mlflow.get_tracking_uri())
+    address = without_secrets(mlflow.get_tracking_uri())
+    _, of_azure, workspace = address.rpartition("/workspaces/")
+    return f"azureml://…/{workspace}" if of_azure else address
 
 
 class MlflowLog:

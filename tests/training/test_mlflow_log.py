@@ -285,6 +285,12 @@ def test_a_job_logs_where_there_is_an_mlflow(
     assert mlflow_log.wanted() is wanted
 
 
+def test_a_workspaces_long_address_is_shown_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = "/subscriptions/s/resourceGroups/g/providers/Microsoft.MachineLearningServices/workspaces/mlw-1"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"azureml://eastus2.api.azureml.ms/mlflow/v1.0{workspace}?x=y")
+    assert mlflow_log.load() == "azureml://…/mlw-1"
+
+
 def test_without_mlflow_installed_there_is_nowhere_to_log_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)
     assert mlflow_log.load() is None
