@@ -24,18 +24,14 @@ from xml.sax.saxutils import escape
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from emulator.blob_access import BlobAccess
 from emulator.blob_error import BlobError
 from emulator.blob_leases import Leases
 from emulator.entra import Entra
-from emulator.runner.permissions import permits
 from emulator.sas import SharedAccess
 from emulator.state import State
 
 CHUNK = 1 << 20
-STORAGE_AUDIENCES = ("https://storage.azure.com",)
-STORAGE_ACCOUNT = "Microsoft.Storage/storageAccounts"
-BLOB_ACTIONS = f"{STORAGE_ACCOUNT}/blobServices/containers/blobs"
-ACTIONS = {"r": "read", "l": "read", "w": "write", "d": "delete"}
 
 
 class Blobs:
@@ -43,7 +39,8 @@ class Blobs:
 
     def __init__(self, state: State, objects: Path, shared_access: SharedAccess, entra: Entra) -> None:
         self._state, self._objects = state, objects
-        self.shared_access, self._entra, self._leases = shared_access, entra, Leases(state)
+        self.shared_access, self._leases = shared_access, Leases(state)
+        self._access = BlobAccess(state, shared_access, entra)
 
     # -- for the runners -----------------------------------------------------------------------------------------------
 
@@ -152,7 +149,7 @@ class Blobs:
         needed = {"GET": "r", "HEAD": "r", "PUT": "wc", "DELETE": "d"}.get(method, "w")
         if what == "list":
             needed = "l"
-        self._authorise(request, account, container, name, needed)
+        self._access.check(request, account, container, name, needed)
         if not name:
             return self._container(request, account, container)
         if not self.has_container(account, container):
@@ -181,38 +178,6 @@ class Blobs:
                     self._unlink(dropped)
                 return Response(status_code=202)
         raise BlobError(400, "UnsupportedQueryParameter", f"{method} with comp={what!r} is not emulated.")
-
-    def _authorise(self, request: Request, account: str, container: str, name: str, needed: str) -> None:
-        if not self._has_account(account):
-            raise BlobError(404, "ResourceNotFound", f"The storage account {account!r} does not exist.")
-        if "sig" in request.query_params:
-            why = self.shared_access.refusal(request.query_params, account, container, name, needed)
-            if why is not None:
-                code = "AuthorizationPermissionMismatch" if "permission" in why else "AuthenticationFailed"
-                raise BlobError(403, code, f"Server failed to authenticate the request. {why}")
-            return
-        claims = self._entra.check(request.headers.get("authorization", ""), STORAGE_AUDIENCES)
-        if claims is None:
-            if "authorization" in request.headers:
-                raise BlobError(
-                    401, "InvalidAuthenticationInfo", "The access token is invalid, expired or for another audience."
-                )
-            raise BlobError(401, "NoAuthenticationInformation", "Server failed to authenticate the request.")
-        self._check_role(str(claims["oid"]), account, needed)
-
-    def _check_role(self, principal: str, account: str, needed: str) -> None:
-        """Raise BlobError 403 unless one of the principal's roles permits one of the operations `needed`."""
-        found = [one["id"] for one in self._state.of_type(STORAGE_ACCOUNT) if one["name"] == account]
-        action = f"{BLOB_ACTIONS}/{ACTIONS[needed[0]]}"
-        if not found or not permits(self._state, principal, found[0], action, data=True):
-            message = "This request is not authorized to perform this operation using this permission."
-            raise BlobError(403, "AuthorizationPermissionMismatch", message)
-
-    def _has_account(self, account: str) -> bool:
-        """Whether there is such an account: in the subscription, or one of a registry, which only has containers."""
-        accounts = self._state.of_type(STORAGE_ACCOUNT)
-        held = any(key.startswith(f"{account}/") for key, _ in self._state.records("container"))
-        return held or account in [found["name"] for found in accounts]
 
     def _container(self, request: Request, account: str, container: str) -> Response:
         method, comp = request.method, request.query_params.get("comp", "")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from emulator.home import Home
+from emulator.runner.process import base_environment
 from tests.support.local_azure import LocalAzure, is_gone
 from tests.support.raw_jobs import blob, emulator, error_of, log, said, submit, wait
 
@@ -214,6 +216,19 @@ def test_the_run_finds_its_tracking_and_no_credentials_of_the_deployer(azure: Lo
     assert found["MLFLOW_EXPERIMENT_NAME"] == "trial" and found["MLFLOW_EXPERIMENT_ID"].isdigit()
     assert found["MINE"] == "1" and "IDENTITY_ENDPOINT" in found
     assert not [key for key in found if key.startswith(("AZURE_CLIENT", "ARM_", "PULUMI_", "EMULATOR_HOME"))]
+
+
+def test_jobs_inherit_the_environment_of_the_start_without_the_deployers_credentials(tmp_path: Path) -> None:
+    kept = {"UV_CONSTRAINT": "pins.txt", "HF_ENDPOINT": "http://127.0.0.1:1", "PATH": "/bin"}
+    withheld = {
+        "AZURE_CLIENT_SECRET": "s",
+        "ARM_CLIENT_SECRET": "s",
+        "PULUMI_CONFIG_PASSPHRASE": "s",
+        "EMULATOR_HOME": "h",
+    }
+    found = base_environment({**kept, **withheld}, Home(tmp_path), 1)
+    assert found["UV_CONSTRAINT"] == "pins.txt" and found["HF_ENDPOINT"] == "http://127.0.0.1:1"
+    assert not withheld.keys() & found.keys()
 
 
 def test_a_job_has_no_identity_that_its_cluster_does_not_have(azure: LocalAzure, workspace: str) -> None:
