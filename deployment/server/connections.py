@@ -20,6 +20,9 @@ HEADER_SECONDS = 10.0
 """To send a request's headers in; uvicorn itself waits for ever."""
 NOTICE_SECONDS = 1.0
 """Between SIGTERM and the closing of the port: requests that are on their way still arrive."""
+IDLE_SECONDS = 75
+"""How long a connection without a request stays open: longer than the clients and gateways in front keep theirs, as a
+request that meets the closing gets no answer."""
 DRAIN_SECONDS = 175
 """How long accepted requests may go on after that; longer than any of them may take."""
 
@@ -86,6 +89,7 @@ class Server(uvicorn.Server):
                 ws="none",
                 access_log=False,
                 log_level="warning",
+                timeout_keep_alive=IDLE_SECONDS,
                 timeout_graceful_shutdown=DRAIN_SECONDS,
                 lifespan="off",
             )

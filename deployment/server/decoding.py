@@ -14,6 +14,10 @@ UNFINISHED = "\ufffd"
 """What a tokenizer gives for bytes that are not yet a whole character."""
 
 
+COLDEST = 1e-4
+"""Below this temperature the best token is taken: logits divided by less come near what a float can hold."""
+
+
 @dataclass(frozen=True)
 class Choice:
     """How one row's tokens are chosen: greedy at temperature 0, else by nucleus sampling from its own generator."""
@@ -21,6 +25,10 @@ class Choice:
     temperature: float
     top_p: float
     seed: int | None
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature < COLDEST
 
     @cached_property
     def generator(self) -> torch.Generator:
@@ -41,7 +49,7 @@ def next_tokens(logits: torch.Tensor, choices: Sequence[Choice]) -> list[int]:
     """
     greedy: list[int] = logits.argmax(dim=-1).tolist()
     return [
-        token if choice.temperature == 0 else _sample(logits[row], choice)
+        token if choice.greedy else _sample(logits[row], choice)
         for row, (token, choice) in enumerate(zip(greedy, choices, strict=True))
     ]
 
@@ -51,7 +59,9 @@ def _sample(logits: torch.Tensor, choice: Choice) -> int:
     import torch
 
     mass, order = torch.softmax(logits.float().cpu() / choice.temperature, dim=-1).sort(descending=True, stable=True)
-    mass[mass.cumsum(dim=-1) - mass >= choice.top_p] = 0.0  # the first token always stays: nothing lies before it
+    cut = mass.cumsum(dim=-1) - mass >= choice.top_p
+    cut[0] = False  # in float32 a very small top_p is 0, and no token would be left
+    mass[cut] = 0.0
     drawn = torch.multinomial(mass, 1, generator=choice.generator)
     return int(order[drawn])
 

@@ -26,6 +26,8 @@ log = logging.getLogger("deployment.server")
 CACHE_SHARE = 0.4
 """Of the memory that is free once the model is loaded: for keys and values."""
 GIB = 2**30
+SMALLEST_TOP_P = 1e-4
+"""Less leaves only the best token too, until it is 0 in a float, which is refused."""
 
 
 @dataclass(frozen=True)
@@ -157,8 +159,8 @@ def _generation(row: Row) -> Any:
     config = openvino_genai.GenerationConfig()
     config.max_new_tokens = row.max_tokens
     config.ignore_eos = True
-    config.do_sample = row.choice.temperature > 0
+    config.do_sample = not row.choice.greedy
     if config.do_sample:
-        config.temperature, config.top_p = row.choice.temperature, row.choice.top_p
+        config.temperature, config.top_p = row.choice.temperature, max(row.choice.top_p, SMALLEST_TOP_P)
         config.rng_seed = (random.getrandbits(32) if row.choice.seed is None else row.choice.seed) % 2**32
     return config

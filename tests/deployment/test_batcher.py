@@ -147,6 +147,18 @@ def test_a_thousand_random_cancels_leave_nothing_behind(loaded: TransformersMode
     assert finish(events)[1].completion_tokens == 4
 
 
+def test_a_row_that_was_cancelled_while_it_waited_costs_no_pass(loaded: TransformersModel) -> None:
+    engine = Batcher(loaded.model, loaded.stop_ids, slots=1)
+    first, events = row(loaded, "hello", 40)
+    second, _ = row(loaded, "hello", 40)
+    engine.submit([first, second])
+    second.cancel()
+    finish(events)
+    engine.close()
+    assert (len(first.generated), engine.steps) == (40, 40)
+    assert second.generated == []
+
+
 def test_a_full_queue_refuses_all_rows_of_a_request(loaded: TransformersModel) -> None:
     engine = Batcher(loaded.model, loaded.stop_ids, slots=1, queue=2)
     rows = [row(loaded, "hello", 200)[0] for _ in range(4)]

@@ -51,6 +51,13 @@ def test_a_small_top_p_leaves_only_the_best_token() -> None:
     assert {next_tokens(logits, [Choice(1.0, 0.01, seed)])[0] for seed in range(20)} == {1}
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 7.7e-187, 1e-9, 1e-4, 1.0])
+@pytest.mark.parametrize("top_p", [5e-324, 1e-46, 1e-9, 1.0])
+def test_no_temperature_or_top_p_is_too_small(temperature: float, top_p: float) -> None:
+    logits = torch.tensor([[0.0, 30.0, 1.0, -1e4]])
+    assert next_tokens(logits, [Choice(temperature, top_p, 1)]) == [1]
+
+
 def test_sampling_follows_the_probabilities() -> None:
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.2]]))
     choice = Choice(1.0, 1.0, 0)

@@ -16,6 +16,7 @@ import openai
 import pytest
 
 from deployment.server.app import SCORING_ROUTES, Limits, Serving, create_app
+from deployment.server.connections import Protocol
 from deployment.server.model import LoadedModel
 from tests.deployment.conftest import Server, serve, wait_idle
 from training.prompt import encode_prompt
@@ -326,16 +327,26 @@ def test_a_body_that_comes_too_slowly_is_given_up(loaded: LoadedModel) -> None:
         assert asking.post("/score", json=SHORT).status_code == 200
 
 
-def test_a_caller_who_stops_reading_its_stream_does_not_keep_its_connection(loaded: LoadedModel) -> None:
+def test_a_caller_who_stops_reading_its_stream_does_not_keep_its_connection(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Protocol.connection_made
+
+    def with_a_small_buffer(self: Protocol, transport: asyncio.Transport) -> None:
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        transport.set_write_buffer_limits(high=4096)
+        real(self, transport)
+
+    monkeypatch.setattr(Protocol, "connection_made", with_a_small_buffer)
     body = json.dumps({**LONG, "stream": True}).encode()
-    with serve(loaded, limits=Limits(answer_seconds=1)) as busy:
+    with serve(loaded, limits=Limits(answer_seconds=3)) as busy:
         host, port = busy.url.removeprefix("http://").split(":")
         caller = socket.socket()
         caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         with caller:
             caller.connect((host, int(port)))
             caller.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-            deadline = time.monotonic() + 5
+            deadline = time.monotonic() + 15
             while not busy.process.server_state.tasks:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
