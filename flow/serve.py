@@ -25,8 +25,9 @@ PORT = 8080
 
 def main(argv: list[str]) -> int:
     parser = cli.parser("flow.serve", f"Serve the chat: page, conversations, flow. ${KEY} is the key it asks for.")
-    parser.add_argument("--host", default="127.0.0.1", help="default: this machine only")
-    parser.add_argument("--port", type=int, default=PORT, help=f"default: {PORT}; 0 takes a free one")
+    environ = os.environ
+    parser.add_argument("--host", default=environ.get("HOST", "127.0.0.1"), help="default: $HOST or 127.0.0.1")
+    parser.add_argument("--port", type=int, default=environ.get("PORT", PORT), help=f"default: $PORT or {PORT}")
     parser.add_argument("--system", metavar="TEXT", help="a system prompt (default: none)")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     parser.add_argument("--behind-gateway", action="store_true", help="who may come is decided in front; ask no key")

@@ -28,10 +28,10 @@ def test_the_command_of_the_image_serves_with_the_files_of_the_context_alone(tmp
     main([str(tmp_path / "context")])
     image = build(tmp_path / "context", "Dockerfile", tmp_path / "root")
     port = str(free_port())
-    command = [port if word == "5001" else sys.executable if word == "python" else word for word in image.argv]
-    command = [("127.0.0.1" if word == "0.0.0.0" else word) for word in command]
+    assert image.env["HOST"] == "0.0.0.0" and image.env["PORT"] == "5001"
+    command = [sys.executable if word == "python" else word for word in image.argv]
     with stub_endpoint() as stub:
-        env = environment(tmp_path / "env", stub.url, **image.env)
+        env = environment(tmp_path / "env", stub.url, **image.env | {"HOST": "127.0.0.1", "PORT": port})
         watch = tmp_path / "env" / "sitecustomize.py"
         watch.write_text(watch.read_text() + ALONE)
         outputs = (tmp_path / "env" / "outputs.json").read_text()
