@@ -110,44 +110,44 @@ def test_a_real_model_takes_over_from_another_without_one_failed_request(served:
     assert any(text.startswith("green") for text in good) and any(text.startswith("blue") for text in good)
 
 
-BOUNDARIES = (
+UP = (
     "before Create 1", "during Create 1", "before Smoke 1", "before Ask 1", "before Mirror 1", "during Mirror 1",
-    "before Soak 1", "before Shift 1", "during Shift 1", "before Soak 1", "before Shift 1", "during Shift 1",
-    "before Keep 1", "before Discard 1", "during Discard 1",
+    "before Soak 1", "before Shift 1", "during Shift 1", "before Soak 1", "before Shift 1", "none",
 )  # fmt: skip
+SETTLING = ("during Shift 2", "before Keep 1", "over", "before Discard 1", "during Discard 1", "none")
+"""From the moment at which all traffic is on the new one; `over` ends the time for which the old one is kept."""
 
 
-def test_a_rollout_that_is_killed_at_every_boundary_goes_on_and_nobody_notices(served: Stack, tmp_path: Path) -> None:
-    app = apps.write(served.folder / "app", "often killed")
-    words = (
-        "--source",
-        str(app),
-        "--yes",
-        "--soak",
-        "2",
-        "--keep",
-        "1.5",
-        "--canary",
-        "50,100",
-        "--mirror",
-        "20",
-        "--gate",
-        "true",
-    )
+@pytest.mark.parametrize(("boundaries", "keep"), [(UP, "0"), (SETTLING, "30")], ids=["up", "settling"])
+def test_a_rollout_that_is_killed_at_every_boundary_goes_on_and_nobody_notices(
+    served: Stack, tmp_path: Path, boundaries: tuple[str, ...], keep: str
+) -> None:
+    app = apps.write(served.folder / "app", f"often killed, {keep}")
+    words = ["--source", str(app), "--yes", "--soak", "2", "--keep", keep, "--canary", "50,100"]
+    words += ["--mirror", "20", "--gate", "true", "--outputs", str(served.outputs)]
     with clients(served.azure, url(served), tmp_path / "answers"):
-        for boundary in BOUNDARIES:
-            done = served.azure.run(
-                "-m", "tests.support.killed_rollout", boundary, *words, "--outputs", str(served.outputs)
-            )
-            print(boundary, done.returncode)
-            assert done.returncode == -9, f"{boundary}: {done.stderr}"
-        done = served.azure.run("-m", "tests.support.killed_rollout", "none", *words, "--outputs", str(served.outputs))
-        assert done.returncode == 0, done.stderr
+        for boundary in boundaries:
+            if boundary == "over":
+                end_keeping(served)
+                continue
+            done = served.azure.run("-m", "tests.support.killed_rollout", boundary, *words)
+            print(boundary, done.returncode, flush=True)
+            assert done.returncode == (0 if boundary == "none" else -9), f"{boundary}: {done.stderr}"
     good, bad = read(tmp_path / "answers")
     assert bad == []
-    assert any(text.endswith("often killed") for text in good)
+    assert any("often killed" in text for text in good)
     shares, count = traffic(served)
     assert list(shares.values()) == [100] and count == 1
+
+
+def end_keeping(served: Stack) -> None:
+    """As if the time had passed for which the old deployment is kept."""
+    name = served.json("deployment.status", "--app", "app")["endpoint"]
+    path = f"{served.workspace}/onlineEndpoints/{name}?api-version=2024-04-01"
+    tags = served.azure.request("GET", path).json()["tags"]
+    assert tags["rollout-keep-until"]
+    tags["rollout-keep-until"] = "2026-01-01T00:00:00+00:00"
+    assert served.azure.request("PATCH", path, json={"tags": tags}).status_code == 202
 
 
 UNDOING = ("back", "before Discard 1", "during Discard 1", "before Close 1")

@@ -67,7 +67,7 @@ def test_a_missing_token_is_401_and_a_principal_without_the_role_403(at: Deploye
         "principalId": "stranger",
         "principalType": "User",
     }
-    body = {"id": f"{ENDPOINT}/providers/Microsoft.Authorization/roleAssignments/1", "name": "1"}
+    body: dict[str, Any] = {"id": f"{ENDPOINT}/providers/Microsoft.Authorization/roleAssignments/1", "name": "1"}
     body = {**body, "type": "Microsoft.Authorization/roleAssignments", "properties": properties}
     at.arm.emulator.state.put(body["id"], body, parent=ENDPOINT)
     assert at.ask(token=stranger).status_code == 200
