@@ -269,6 +269,7 @@ mlflow.pyfunc.save_model(sys.argv[1], python_model=Echo())
 """
 
 
+@pytest.mark.slow
 def test_an_mlflow_model_is_rolled_out_without_code_of_ours(verb: Any, outputs: StackOutputs, tmp_path: Path) -> None:
     from azure.ai.ml.entities import Model
 
