@@ -16,7 +16,7 @@ import inspect
 import itertools
 from typing import TYPE_CHECKING, Any
 
-from training.choice import Choice
+from training.settings import Choice
 
 if TYPE_CHECKING:
     from torch import Tensor

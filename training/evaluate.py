@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from infra import cli
 from infra.cli import REFUSED, WRONG_USE, UserError
-from training import samples
+from training import plots, samples
 from training.base_model import loading
 from training.dataset import read_conversations
 from training.gate import Limits, Verdict, judge
@@ -130,7 +130,6 @@ def write(
     folder: Path, metrics: Mapping[str, Any], questions: Questions, before: Measured | None, after: Measured
 ) -> None:
     """The four files of an evaluation. Raises UserError if the folder cannot be written."""
-    from training.evaluation_plot import draw
 
     prompts = questions.prompts
     then = list(before.replies) if before else None
@@ -148,7 +147,7 @@ def write(
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
         (folder / "samples.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         (folder / "samples.md").write_text(samples.as_markdown(prompts, then, after.replies), encoding="utf-8")
-        draw(folder / "evaluation.png", metrics)
+        plots.draw_evaluation(folder / "evaluation.png", metrics)
     except OSError as error:
         raise UserError(f"cannot write the evaluation to {folder}: {error.strerror}") from None
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from training.choice import Choice
 from training.estimate import gigabytes
 from training.hardware import Hardware
 from training.schedule import Schedule
-from training.settings import ASSUMED_MFU, Settings, decide
+from training.settings import ASSUMED_MFU, Choice, Settings, decide
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Two pictures of a run: how its loss fell, and how fast it went."""
+"""The pictures of a run: how its loss fell, how fast it went, and what its evaluation measured."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ STYLE: dict[Any, Any] = {
     "ytick.color": INK,
     "legend.frameon": False,
 }
+DOMAINS = {"eval": "held out", "second": "second domain"}
+MODELS = {"_before": ("before", FAINT), "": ("after", LINE)}
 SMOOTH = 40
 """A curve is smoothed over so many points a span: 1/40 of the run."""
 
@@ -114,3 +116,45 @@ def _neighbourhoods(count: int) -> Iterator[slice]:
     for at in range(count):
         reach = min(count // SMOOTH, at, count - 1 - at)
         yield slice(at - reach, at + reach + 1)
+
+
+def draw_evaluation(path: Path, metrics: Mapping[str, Any]) -> None:
+    """Bars of the losses in `metrics`, before and after, whiskers of 95 %. Raises OSError for a path that cannot be
+    written."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    domains = [domain for domain in DOMAINS if f"{domain}_loss" in metrics]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(1.5 + 2 * len(domains), 3.5), dpi=120, layout="constrained")
+        axes = figure.add_subplot()
+        axes.set_axisbelow(True)
+        for place, (suffix, (label, colour)) in enumerate(MODELS.items()):
+            _bars(
+                axes, [_bar(number, metrics, name, suffix) for number, name in enumerate(domains)], place, label, colour
+            )
+        axes.set_xticks(range(len(domains)), [DOMAINS[domain] for domain in domains])
+        axes.set_ylabel("nats per assistant token (95 %)")
+        axes.legend()
+        figure.savefig(path)
+
+
+def _bars(
+    axes: Axes, found: Sequence[tuple[int, float, float, float] | None], place: int, label: str, colour: str
+) -> None:
+    """One model's bar in each domain where it was measured."""
+    bars = [bar for bar in found if bar]
+    if not bars:
+        return
+    places = [number + (place - 0.5) * 0.36 for number, _, _, _ in bars]
+    whiskers = [[below for _, _, below, _ in bars], [above for _, _, _, above in bars]]
+    axes.bar(places, [loss for _, loss, _, _ in bars], 0.34, yerr=whiskers, capsize=4, label=label, color=colour)
+
+
+def _bar(number: int, metrics: Mapping[str, Any], domain: str, suffix: str) -> tuple[int, float, float, float] | None:
+    """Where a bar stands, its height, and how far its interval reaches down and up."""
+    loss = metrics.get(f"{domain}_loss{suffix}")
+    if loss is None:
+        return None
+    low, high = metrics[f"{domain}_loss_low{suffix}"], metrics[f"{domain}_loss_high{suffix}"]
+    return number, loss, max(loss - low, 0.0), max(high - loss, 0.0)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from infra.cli import UserError
-from training.choice import Choice
 from training.estimate import Load, Memory, gigabytes, memory_of
 from training.hardware import Hardware
 from training.recipe import Recipe
@@ -26,6 +26,19 @@ COMPILE_GAIN = 0.15
 ASSUMED_MFU = 0.4
 """For estimates of time before the first step."""
 SAID = "the recipe says so"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Choice(Generic[T]):
+    """What was chosen for the user, and why: both are printed."""
+
+    value: T
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.value} ({self.reason})"
 
 
 @dataclass(frozen=True)
