@@ -195,6 +195,19 @@ def test_a_model_is_shared_with_a_registry_once_and_comes_down_from_there(said: 
     assert said["registry"] == ["7", {"n": "2"}] and said["from_shelf"] == ["config.json"]
 
 
+def test_a_version_that_the_registry_has_is_not_overwritten_by_whoever_does_not_look_first(
+    azure: LocalAzure, workspace: str, said: dict[str, Any]
+) -> None:
+    guid = azure.request("GET", workspace).json()["properties"]["workspaceId"]
+    source = f"azureml://locations/eastus2/workspaces/{guid}/models/m/versions/2"
+    registry = workspace.replace("/workspaces/mlw-rg-test", "/registries/shelf")
+    address = f"https://eastus2.api.azureml.ms/mferp/managementfrontend{registry}/import"
+    wanted = {"destinationName": "m", "destinationVersion": "7", "sourceAssetId": source}
+    assert azure.request("POST", address, json={"properties": wanted}).status_code == 409
+    unknown = {**wanted, "destinationVersion": "8", "sourceAssetId": source.replace(guid, "elsewhere")}
+    assert azure.request("POST", address, json={"properties": unknown}).status_code == 404
+
+
 def test_clusters_are_scaled_listed_and_deleted_and_sizes_have_their_gpus(said: dict[str, Any]) -> None:
     assert said["scaled"] == 3 and "small" in said["computes"] and said["gone"][1] == 404
     assert said["gpus"]["Standard_NC24ads_A100_v4"] == 1 and said["usage"] == [200]
