@@ -207,6 +207,7 @@ def test_nothing_leaves_the_machine_and_nothing_is_written_home(
 ) -> None:
     chat(client, "xylophone")
     client.post("/score", json={"question": "xylophone"})
+    assert client.post("/score", json={"query": "xylophone"}).status_code == 400
     threading.Event().wait(seconds)
     assert server.connections and all("127.0.0.1" in line or "localhost" in line for line in server.connections)
     assert list(server.home.rglob("*")) == []
