@@ -15,8 +15,8 @@ import httpx
 import openai
 import pytest
 
+from deployment.server import answering
 from deployment.server.app import SCORING_ROUTES, Limits, Serving, create_app
-from deployment.server.connections import Protocol
 from deployment.server.model import LoadedModel
 from tests.deployment.conftest import Server, serve, wait_idle
 from training.prompt import encode_prompt
@@ -330,16 +330,11 @@ def test_a_body_that_comes_too_slowly_is_given_up(loaded: LoadedModel) -> None:
 def test_a_caller_who_stops_reading_its_stream_does_not_keep_its_connection(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Protocol.connection_made
-
-    def with_a_small_buffer(self: Protocol, transport: asyncio.Transport) -> None:
-        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        transport.set_write_buffer_limits(high=4096)
-        real(self, transport)
-
-    monkeypatch.setattr(Protocol, "connection_made", with_a_small_buffer)
+    real = answering._sse
+    # a few events must be more than all the buffers on their way hold
+    monkeypatch.setattr(answering, "_sse", lambda value: real(value) + b":" + b"x" * 1_000_000 + b"\n\n")
     body = json.dumps({**LONG, "stream": True}).encode()
-    with serve(loaded, limits=Limits(answer_seconds=3)) as busy:
+    with serve(loaded, limits=Limits(answer_seconds=1)) as busy:
         host, port = busy.url.removeprefix("http://").split(":")
         caller = socket.socket()
         caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

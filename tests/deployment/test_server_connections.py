@@ -63,6 +63,21 @@ def test_a_second_request_on_a_connection_has_its_time_too(
         check_refusal(everything(caller), 408)
 
 
+def test_headers_that_came_in_pieces_leave_no_clock_behind(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "HEADER_SECONDS", 0.5)
+    with serve(loaded) as server, connect(server) as caller:
+        for pause in (0.7, 0.0):
+            for piece in (b"GET /hea", b"lth HTTP/1.1\r\nHo", b"st: x\r\n\r\n"):
+                caller.sendall(piece)
+                time.sleep(0.02)
+            received = b""
+            while b'"live"' not in received:
+                received += caller.recv(65536)
+            time.sleep(pause)
+
+
 def test_a_long_answer_is_not_taken_for_slow_headers(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "HEADER_SECONDS", 0.2)
     with serve(loaded) as server:
