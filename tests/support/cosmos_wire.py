@@ -234,7 +234,8 @@ def _handler(wire: CosmosWire) -> type[BaseHTTPRequestHandler]:
         def _answer(self, status: int, body: Any, **headers: str) -> None:
             raw = b"" if body is None else json.dumps(body).encode()
             self.send_response(status)
-            for name, value in {**headers, "x-ms-request-charge": "1", "x-ms-session-token": "0:-1#1"}.items():
+            always = {"x-ms-request-charge": "1", "x-ms-session-token": "0:-1#1"}
+            for name, value in {**headers, **always}.items():
                 self.send_header(name, value)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(raw)))
@@ -245,8 +246,7 @@ def _handler(wire: CosmosWire) -> type[BaseHTTPRequestHandler]:
 
 
 def _hashed(item: Item) -> str:
-    key: str = MULTI_HASH._get_effective_partition_key_string([item["user"], item["conversation"]])
-    return key
+    return str(MULTI_HASH._get_effective_partition_key_string([item["user"], item["conversation"]]))
 
 
 @contextmanager
