@@ -15,10 +15,10 @@ from tests.support.jobs import small_job
 from training import plan as plans
 from training import recipe as recipes
 from training import sft
-from training.settings import Choice
 from training.estimate import KEPT, Load, Shape, flops_per_token, memory_of, shape_of
 from training.hardware import GIB, Hardware, peak_flops
 from training.schedule import Data, Schedule
+from training.settings import Choice
 
 PHI = {
     "model_type": "phi3",
