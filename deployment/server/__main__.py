@@ -63,14 +63,14 @@ def main(argv: list[str]) -> int:
 
     serving = Serving(safety=safety.configured(os.environ))
     server = Server(create_app(serving), serving)
-    failed: list[str] = []
+    failed: list[cli.UserError] = []
     # /health must answer while the model loads, or the platform kills a container that is only slow to start
     threading.Thread(target=_load, args=(given, folder, serving, server, failed), daemon=True).start()
     server.run(sockets=[listener])
     if serving.engine is not None:
         serving.engine.close()
     if failed:
-        raise cli.UserError(failed[0])
+        raise failed[0]
     return 0 if serving.engine is not None else cli.FAILED
 
 
@@ -94,7 +94,9 @@ def _leave(number: int, frame: object) -> None:
     sys.exit(0)
 
 
-def _load(given: argparse.Namespace, folder: Path, serving: Serving, server: Server, failed: list[str]) -> None:
+def _load(
+    given: argparse.Namespace, folder: Path, serving: Serving, server: Server, failed: list[cli.UserError]
+) -> None:
     """Load the model beside the running server; a model that cannot be loaded ends the server."""
     log = logging.getLogger("deployment.server")
     began = time.monotonic()
@@ -104,7 +106,7 @@ def _load(given: argparse.Namespace, folder: Path, serving: Serving, server: Ser
         loaded = engines.load(engine, folder, dtype=given.dtype, threads=given.threads)
         serving.start(loaded, slots=given.slots, queue=given.queue)
     except cli.UserError as error:
-        failed.append(str(error))
+        failed.append(error)
     else:
         log.info("ready model=%s context=%d seconds=%.1f", loaded.name, loaded.context, time.monotonic() - began)
         return

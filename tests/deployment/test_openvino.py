@@ -8,6 +8,9 @@ from __future__ import annotations
 import json
 import queue
 import random
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,12 +21,13 @@ import httpx
 import pytest
 
 from deployment.server import openvino_check, openvino_engine
+from deployment.server.decoding import Choice
 from deployment.server.openvino_check import VERDICT, Verdict
 from deployment.server.openvino_engine import OpenVinoEngine, OpenVinoModel
 from deployment.server.rows import Event, Finished, QueueFull, Row
 from deployment.server.transformers_engine import TransformersModel
 from infra.cli import REFUSED, UserError
-from tests.deployment.conftest import serve, wait_idle
+from tests.deployment.conftest import free_port, serve, wait_idle
 from tests.deployment.test_batcher import WORDS, finish, generated, row
 
 needs_openvino = pytest.mark.skipif(
@@ -97,6 +101,15 @@ def test_a_loss_that_rose_by_a_nat_is_not_approved(exported: Path, model_folder:
 
 
 @needs_openvino
+def test_the_server_leaves_with_the_gates_exit_code(exported: Path, tmp_path: Path) -> None:
+    shutil.copytree(exported, tmp_path / "unmeasured", ignore=shutil.ignore_patterns(VERDICT))
+    command = [sys.executable, "-m", "deployment.server", "--model", str(tmp_path / "unmeasured")]
+    done = subprocess.run([*command, "--port", str(free_port())], capture_output=True, text=True, timeout=120)
+    assert done.returncode == REFUSED
+    assert "never measured" in done.stderr and "Traceback" not in done.stderr
+
+
+@needs_openvino
 def test_greedy_tokens_are_mostly_those_of_the_original_whoever_joins(
     loaded: TransformersModel, engine: OpenVinoEngine
 ) -> None:
@@ -123,6 +136,17 @@ def test_a_seed_repeats_and_another_differs(loaded: TransformersModel, engine: O
         return made.generated
 
     assert drawn(1) == drawn(1) != drawn(2)
+
+
+@needs_openvino
+@pytest.mark.parametrize(("temperature", "top_p"), [(5e-324, 0.9), (1e-9, 1e-300), (1.0, 1e-300), (2.0, 1.0)])
+def test_no_temperature_or_top_p_makes_a_batch_fail(
+    loaded: TransformersModel, engine: OpenVinoEngine, temperature: float, top_p: float
+) -> None:
+    made, events = row(loaded, "hello", 3)
+    made.choice = Choice(temperature, top_p, 1)
+    engine.submit([made])
+    assert finish(events)[1].completion_tokens == 3
 
 
 @needs_openvino
