@@ -251,14 +251,14 @@ def test_too_many_at_once_are_told_to_come_again() -> None:
 def test_no_door_is_opened_without_a_key(tmp_path: Path, words: list[str]) -> None:
     env = environment(tmp_path, "http://127.0.0.1:9/score")
     command = [sys.executable, "-m", "flow.serve", *words]
-    done = subprocess.run(command, cwd=PROJECT, env=env, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=PROJECT, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == WRONG_USE and "no key is set" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_port_that_is_taken_is_one_sentence(server: Served, tmp_path: Path) -> None:
     env = environment(tmp_path, "http://127.0.0.1:9/score")
     command = [sys.executable, "-m", "flow.serve", "--port", server.url.rpartition(":")[2]]
-    done = subprocess.run(command, cwd=PROJECT, env=env, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=PROJECT, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and "cannot listen" in done.stderr and "Traceback" not in done.stderr
 
 
