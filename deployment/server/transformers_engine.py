@@ -42,6 +42,8 @@ def load(folder: Path, *, dtype: str = "auto", threads: int | None = None) -> Tr
     Raises:
         UserError: the files are not a causal language model with a Phi-3 tokenizer.
     """
+    # read when torch first multiplies in bfloat16: its 1024 compiled kernels of ever other shapes grew to 0.5 GB
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
