@@ -56,14 +56,14 @@ class Measured:
         return f"{self.asked} probes, {len(self.faults)} failed{middle}"
 
 
-def verdict(new: Measured, old: Measured, limits: Limits) -> str | None:
+def verdict(new: Measured, old: Measured, limits: Limits, *, alike: bool = True) -> str | None:
     """Why the new deployment may not go on; None if it may. Where the old one fails as often, the new one is not to
-    blame.
+    blame. `alike`: the new one has no more traffic than the old; else its answers take longer for that alone.
     """
     if new.rate > max(limits.errors, old.rate):
         what = f"{len(new.faults)} of {new.asked} probes failed ({new.faults[-1]})"
         return f"{what}; {limits.errors:.0%} may, and {len(old.faults)} of {old.asked} did beside it"
-    if new.median is None or old.median is None:
+    if not alike or new.median is None or old.median is None:
         return None
     if new.median > old.median * limits.slowdown + SLACK:
         return (

@@ -256,6 +256,7 @@ class Rollout:
     def _soak(self, name: str, beside: str, until: float) -> None:
         """Watch the new deployment beside the old one until then. Raises NewDeploymentFailed if it is worse."""
         endpoint, limits, began = connect(self.make.outputs, self.app), self.patience.limits, time.time()
+        alike = self.observe().share(name) <= 50
 
         def ask(deployment: str) -> float:
             return smoke.probe(endpoint, self.question, deployment)
@@ -265,7 +266,7 @@ class Rollout:
             self._metrics, f"{self.make.outputs.workspace_id}/onlineEndpoints/{endpoint.name}", name, began
         )
         gate.tell(name, new, beside, old, answered)
-        if cause := gate.verdict(new, old, limits) or gate.callers_verdict(answered, limits):
+        if cause := gate.verdict(new, old, limits, alike=alike) or gate.callers_verdict(answered, limits):
             answer = new.faults[-1] if new.faults else ""
             raise NewDeploymentFailed(f"the deployment {name} is not good enough: {cause}", answer=answer, code=REFUSED)
 

@@ -325,6 +325,27 @@ def test_the_gate_asks_for_as_few_failures_and_as_quick_answers_as_beside_it(
     assert (gate.verdict(new, old, Limits()) is None) is passes
 
 
+def test_one_with_more_traffic_may_be_slower_but_not_fail() -> None:
+    assert gate.verdict(measured(60, seconds=9), measured(60), Limits(), alike=False) is None
+    assert gate.verdict(measured(58, 2), measured(60), Limits(), alike=False) is not None
+
+
+@pytest.mark.parametrize(("traffic", "refused"), [({"blue": 50, "green": 50}, True), ({"green": 100}, False)])
+def test_latency_counts_while_the_new_one_has_no_more_traffic_than_the_old(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, traffic: dict[str, int], refused: bool
+) -> None:
+    workspace.serve("blue", "phi:1")
+    workspace.found["green"] = workspace._deployment("green", GOAL.model)
+    workspace.endpoint.traffic = traffic
+    monkeypatch.setattr(smoke, "probe", lambda endpoint, question, name: 9.0 if name == "green" else 0.1)
+    run = rollout(workspace)
+    if refused:
+        with pytest.raises(UserError, match="its answers take 9"):
+            run._soak("green", "blue", time.time())
+    else:
+        run._soak("green", "blue", time.time())
+
+
 @pytest.mark.parametrize(
     ("answered", "passes"),
     [({"2xx": 19, "5xx": 0}, True), ({"2xx": 0, "5xx": 19}, True), ({"2xx": 99, "424": 1}, True),
