@@ -138,4 +138,4 @@ lint: $(READY)  ## ruff and mypy
 	$(PY) -m mypy infra training deployment flow emulator bench demo.py
 
 test: $(READY)  ## all fast tests
-	$(PY) -m pytest -m "not slow"
+	$(PY) -m pytest -m "not slow" -n 2 --dist loadfile

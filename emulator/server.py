@@ -267,7 +267,9 @@ class _Server(uvicorn.Server):
 
 
 def _quiet() -> dict[str, Any]:
-    return {"log_level": "warning", "access_log": False, "lifespan": "off", "server_header": False}
+    """`timeout_keep_alive`: a client's pool must not meet a connection that closes at this moment."""
+    quiet = {"log_level": "warning", "access_log": False, "lifespan": "off", "server_header": False}
+    return {**quiet, "timeout_keep_alive": 75}
 
 
 def _write_record(home: Home, ports: list[int]) -> None:
