@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from flow.conversation import Endpoint, Reply, Settings, ask
-from flow.history import History, checked_id, history_of, turns, valid_text
+from flow.history import History, checked_id, turns, valid_text
+from flow.stores import history_of
 from flow.target import endpoint_of, outputs_here, user_here
 from infra import cli
 from infra.cli import UserError, say

@@ -9,14 +9,11 @@ Calls block, each for one short transaction, and any thread may make them: calle
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from infra.cli import WRONG_USE, UserError
-from infra.outputs import PROJECT, StackOutputs
 
 VERSION = 1
 """Of what a store holds; one of another version is refused rather than guessed at."""
@@ -107,29 +104,3 @@ def valid_text(text: str) -> str:
     JSON can carry halves of a character ("\\ud83d"), and a model that writes byte by byte really sends them.
     """
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\ufffd\ufffd", "\ufffd")
-
-
-def history_of(outputs: StackOutputs) -> History:
-    """$CHAT_HISTORY's file if it is set, else the stack's Cosmos DB, else `.local/chat.db` in the project.
-
-    $CHAT_TTL_DAYS removes turns that are older; kept for ever without it.
-    """
-    from flow.cosmos_history import CosmosHistory
-    from flow.sqlite_history import SqliteHistory
-
-    file, ttl = os.environ.get("CHAT_HISTORY"), _ttl()
-    if file or not outputs.chat_store:
-        return SqliteHistory(Path(file) if file else PROJECT / ".local" / "chat.db", ttl=ttl)
-    return CosmosHistory(outputs.chat_store, ttl=ttl)
-
-
-def _ttl() -> int | None:
-    """Seconds. Raises UserError (wrong use) for what is no positive number of days."""
-    text = os.environ.get("CHAT_TTL_DAYS")
-    try:
-        seconds = None if not text else int(float(text) * 86_400)
-    except (ValueError, OverflowError):
-        seconds = 0
-    if seconds is not None and not 0 < seconds <= 2**31 - 1:
-        raise UserError(f"CHAT_TTL_DAYS is {text!r}, not a positive number of days", code=WRONG_USE)
-    return seconds

@@ -56,8 +56,8 @@ def app_of(outputs: StackOutputs, *, key: str, any_host: bool, settings: Setting
 
     from flow.app import Serving, create_app
     from flow.guard import Guard, Limits
-    from flow.history import history_of
     from flow.prompt_flow import LateFlow
+    from flow.stores import history_of
 
     # One pool of connections for all conversations; how long to wait is said with each request.
     limits = Limits(key, any_host)

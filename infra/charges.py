@@ -32,6 +32,7 @@ UNMETERED = frozenset(
     }
 )
 SERVERLESS = "EnableServerless"
+HOURS_A_MONTH = 730  # as Azure's own calculator counts
 PLAN = '[{"instance_type": "Standard_NC24ads_A100_v4", "instance_count": 1}]'
 When = Literal["always", "busy", "deployed", "usage"]
 

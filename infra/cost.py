@@ -11,14 +11,23 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from infra.charges import PLAN, Charge, Resource, charges, endpoint_plan, has_gpu, resources, shared_registry
+from infra.charges import (
+    HOURS_A_MONTH,
+    PLAN,
+    Charge,
+    Resource,
+    charges,
+    endpoint_plan,
+    has_gpu,
+    resources,
+    shared_registry,
+)
 from infra.cli import WRONG_USE, UserError, parser, result, run, say
 from infra.prices import LOW_PRIORITY, Price, Prices, read, refresh
 
 if TYPE_CHECKING:
     from pulumi.automation import EngineEvent
 
-HOURS_A_MONTH = 730  # as Azure's own calculator counts
 PER_MONTH = {"1 Hour": HOURS_A_MONTH, "1/Day": HOURS_A_MONTH / 24, "1/Month": 1.0}
 PAID = {
     "always": "always",

@@ -9,16 +9,16 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from infra import preflight_region, preflight_rights
 from infra.arm import Arm, Refused
 from infra.finding import Check, Finding, command
+from infra.preflight_place import DIGITS, Place
 from infra.preflight_rights import ML
 
 if TYPE_CHECKING:
-    from infra.settings import Compute, Settings
+    from infra.settings import Settings
 
 NAMESPACES = (
     ML,
@@ -36,37 +36,6 @@ SIGN_INS = {
     "useMsi": "ARM_USE_MSI",
     "useDefaultAzureCredential": "ARM_USE_DEFAULT_AZURE_CREDENTIAL",
 }
-DIGITS = r"[0-9a-f]{8}"  # what the provider puts at the end of a name
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the stack goes: `base` is the subscription's path."""
-
-    arm: Arm
-    base: str
-    settings: Settings
-
-    @cached_property
-    def group(self) -> str | None:
-        """The stack's resource group, if it is there already."""
-        from infra.naming import Names
-
-        prefix = Names.of(self.settings.workload, self.settings.stack).resource_group
-        groups = self.arm.list(f"{self.base}/resourcegroups", "2021-04-01")
-        own = [str(one["id"]) for one in groups if re.fullmatch(re.escape(prefix) + DIGITS, one["name"])]
-        return own[0] if len(own) == 1 else None
-
-    @property
-    def scope(self) -> str:
-        """Whoever may do all in the stack's group need not own the subscription."""
-        return self.group or self.base
-
-    @property
-    def clusters(self) -> dict[str, Compute]:
-        """By the prefix of their configuration's keys."""
-        both = {"compute": self.settings.compute, "cpu": self.settings.cpu}
-        return {key: one for key, one in both.items() if one}
 
 
 def checks(arm: Arm, base: str, settings: Settings | None) -> dict[str, Check | None]:

@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from infra.charges import vm
+from infra.charges import HOURS_A_MONTH, vm
 from infra.cli import UserError
-from infra.cost import HOURS_A_MONTH
 from infra.finding import Finding, command, unmade
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from infra.finding import Finding
 from infra.preflight_rights import ML
 
 if TYPE_CHECKING:
-    from infra.preflight_azure import Place
+    from infra.preflight_place import Place
     from infra.settings import Compute
 
 ALL, LOW_TOTAL = "Total Cluster Dedicated Regional", "Total Cluster Low Priority Regional"

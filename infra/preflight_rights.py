@@ -10,7 +10,7 @@ from infra.arm import Refused
 from infra.finding import Finding
 
 if TYPE_CHECKING:
-    from infra.preflight_azure import Place
+    from infra.preflight_place import Place
     from infra.settings import Settings
 
 ML = "Microsoft.MachineLearningServices"

@@ -12,11 +12,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deployment.server.openvino_check import OPENVINO_MODEL
+
 if TYPE_CHECKING:
     from deployment.server.model import LoadedModel
 
 NAMES = ("transformers", "openvino", "vllm")
-OPENVINO_MODEL = "openvino_model.xml"
 
 
 def for_sku(instance_type: str) -> tuple[str, str]:

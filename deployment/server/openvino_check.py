@@ -12,7 +12,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from deployment.server.engines import OPENVINO_MODEL
 from infra.cli import REFUSED, UserError
 
 if TYPE_CHECKING:
@@ -23,6 +22,8 @@ MAX_RISE = 0.02
 """Nats per token by which the loss on the held-out conversations may rise; fine-tuning gains some tenths."""
 MAX_TOKENS = 2048
 """Of each conversation."""
+
+OPENVINO_MODEL = "openvino_model.xml"
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from deployment.server import machine
-from deployment.server.engines import OPENVINO_MODEL
 from deployment.server.model import LoadedModel, cannot_load, described
-from deployment.server.openvino_check import require_approved
+from deployment.server.openvino_check import OPENVINO_MODEL, require_approved
 from deployment.server.rows import Row
 from deployment.server.worker import Worker
 from infra.cli import UserError

@@ -11,8 +11,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deployment.server.engines import OPENVINO_MODEL
-from deployment.server.openvino_check import check
+from deployment.server.openvino_check import OPENVINO_MODEL, check
 from infra import cli
 from infra.cli import REFUSED, UserError
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from flow.history import history_of
 from flow.sqlite_history import SqliteHistory
+from flow.stores import history_of
 from infra.cli import WRONG_USE, UserError
 from infra.outputs import StackOutputs
 
