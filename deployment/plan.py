@@ -214,6 +214,8 @@ def _settle(name: str, seen: Observed, now: float) -> Step:
     rest = [other.name for other in seen.deployments if other.name != name]
     if not rest:
         return Done(name)
+    if seen.mirror:  # by hand, or of a rollout the other way: what gets copies cannot be deleted
+        return Shift(((name, 100),))
     until = seen.record.keep_until
     return Keep(name, rest[0], until) if until is not None and now < until else Discard(rest[0])
 

@@ -118,6 +118,11 @@ def test_a_leftover_of_another_goal_that_is_mirrored_to_loses_that_first() -> No
     assert foresee(GOAL, seen)[:2] == [Shift((("blue", 100),)), Discard("green")]
 
 
+def test_an_old_one_that_is_mirrored_to_loses_that_before_it_goes() -> None:
+    seen = replace(BOTH, traffic={"green": 100}, mirror={"blue": 20})
+    assert foresee(GOAL, seen) == [Shift((("green", 100),)), Discard("blue"), Done("green")]
+
+
 @pytest.mark.parametrize(
     "seen", [replace(SERVING, state="updating"), replace(BOTH, deployments=(OLD, replace(NEW, state="creating")))]
 )

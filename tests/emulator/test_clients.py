@@ -72,7 +72,7 @@ said["status"] = ml.jobs.get(job.name).status
 ml.jobs.download(job.name, output_name="model", download_path=folder / "downloaded")
 said["output"] = (folder / "downloaded/named-outputs/model/out.txt").read_text()
 output = f"azureml://jobs/{job.name}/outputs/model"
-from_job = lambda: Model(path=output, name="m", type="custom_model", tags={"a": "b"})
+from_job = lambda: Model(path=output, name="of-a-job", type="custom_model", tags={"a": "b"})
 first, second = ml.models.create_or_update(from_job()), ml.models.create_or_update(from_job())
 said["versions"] = [first.version, second.version]
 said["model_path"] = second.path
