@@ -4,7 +4,7 @@
 # Every target is a call of `python -m …`.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo doctor cost prices up data train promote deploy chat down env-up env-down env-list reap status rollback logs smoke load teardown bench lint test
+.PHONY: help setup lock demo doctor cost prices up data train promote deploy chat down env-up env-down env-list reap status rollback logs smoke load teardown bench lint test-slow test
 
 PY := .venv/bin/python
 READY := .venv/.ready
@@ -136,6 +136,9 @@ lint: $(READY)  ## ruff and mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy infra training deployment flow emulator bench demo.py
+
+test-slow: $(READY)  ## the rest: kills, fuzzing, load, the real Pulumi CLI where there is one; an hour and more
+	$(PY) -m pytest -m slow
 
 test: $(READY)  ## all fast tests
 	$(PY) -m pytest -m "not slow" -n 2 --dist loadfile
