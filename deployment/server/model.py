@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ class Defaults:
 
 
 @dataclass(frozen=True)
-class LoadedModel:
+class LoadedModel(ABC):
     """A model ready to generate, whatever engine it was loaded for.
 
     `decoder` is a second tokenizer: `encode` switches a flag inside the shared backend, so the thread that decodes
@@ -41,9 +42,9 @@ class LoadedModel:
     stop_ids: frozenset[int]
     defaults: Defaults
 
+    @abstractmethod
     def start(self, slots: int, queue: int) -> Engine:
         """An engine that decodes `slots` requests together and lets `queue` more wait."""
-        raise NotImplementedError
 
 
 def find_model(given: Path | None, environ: Mapping[str, str] = os.environ) -> Path:

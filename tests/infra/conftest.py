@@ -2,40 +2,22 @@
 
 from __future__ import annotations
 
-import gc
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from emulator.pulumi_cli.__main__ import main
-from emulator.pulumi_provider.arm import ArmClient
 from tests.support.arm_in_process import ArmInProcess
+from tests.support.pulumi_cli import Command
+from tests.support.pulumi_cli import arm as arm  # the fixture
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@dataclass
-class Cli:
-    """`pulumi` in a project; each call gives its exit code and what it printed."""
-
-    project: Path
-    arm: ArmInProcess
-    capsys: pytest.CaptureFixture[str]
-
-    def __call__(self, *arguments: str) -> tuple[int, str, str]:
-        self.capsys.readouterr()
-        code = main(["-C", str(self.project), *arguments])
-        if code != 0:
-            # A failed program leaves coroutines behind. Collected inside ast.parse, which pytest calls, they make
-            # CPython 3.11 raise "SystemError: AST constructor recursion depth mismatch"; so they are collected here.
-            gc.collect()
-        printed = self.capsys.readouterr()
-        return code, printed.out, printed.err
+class Cli(Command):
+    """With the repository's program and its configuration."""
 
     def up(self, **config: Any) -> str:
         """`pulumi up`, which must succeed."""
@@ -61,19 +43,6 @@ class Cli:
     def outputs(self) -> dict[str, str]:
         values: dict[str, str] = json.loads(self("stack", "output", "--json")[1])
         return values
-
-    def state(self) -> list[dict[str, Any]]:
-        resources: list[dict[str, Any]] = json.loads(self("stack", "export")[1])["deployment"]["resources"]
-        return resources
-
-
-@pytest.fixture
-def arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ArmInProcess]:
-    with ArmInProcess(tmp_path / "azure") as made:
-        monkeypatch.setattr(ArmClient, "send", lambda _, method, url, **more: made.send(method, url, **more))
-        for name, value in made.environment.items():
-            monkeypatch.setenv(name, value)
-        yield made
 
 
 @pytest.fixture

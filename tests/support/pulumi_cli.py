@@ -40,8 +40,8 @@ PASSPHRASE = "correct horse battery staple"
 
 
 @dataclass
-class Pulumi:
-    """`pulumi` in the project; each call gives its exit code and what it printed."""
+class Command:
+    """`pulumi` in a project; each call gives its exit code and what it printed."""
 
     project: Path
     arm: ArmInProcess
@@ -66,6 +66,15 @@ class Pulumi:
         assert code == 0, err
         return out
 
+    def state(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads(self.done("stack", "export"))["deployment"]["resources"]
+        return found
+
+
+@dataclass
+class Pulumi(Command):
+    """With a small program of the test's own."""
+
     def refused(self, *words: str, code: int = 1) -> str:
         """What a command says that must fail, without a traceback."""
         left, out, err = self(*words)
@@ -88,10 +97,6 @@ class Pulumi:
             self.program(text)
         counts: dict[str, int] = json.loads(self.done("preview", "--json", *words))["changeSummary"]
         return counts
-
-    def state(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = json.loads(self.done("stack", "export"))["deployment"]["resources"]
-        return found
 
     def urn(self, name: str) -> str:
         (found,) = [one["urn"] for one in self.state() if one["name"] == name]
