@@ -19,10 +19,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Host, Mount, Route, Router
 
+from emulator.arm.groups import Groups
 from emulator.arm.resources import Arm, error_response
 from emulator.arm.rights import Rights
 from emulator.arm.schema import ArmError
-from emulator.arm.soft_delete import SoftDeleted
+from emulator.arm.soft_deleted import SoftDeleted
 from emulator.blobs import Blobs
 from emulator.entra import Entra
 from emulator.faults import Faults
@@ -65,6 +66,7 @@ class Emulator:
         self.deployments = DeploymentRunner(home, state, blobs, **ports)
         arm = Arm(state, entra)
         operations = arm.operations
+        Groups(arm)
         SoftDeleted(arm)
         Rights(arm, entra)
         workspaces = Workspaces(arm, operations, blobs)

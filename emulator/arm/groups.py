@@ -6,16 +6,13 @@ learn.microsoft.com/azure/azure-resource-manager/management/delete-resource-grou
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from emulator.arm.ids import ResourceId
+from emulator.arm.resources import Arm
 from emulator.arm.schema import ArmError, Body
-
-if TYPE_CHECKING:
-    from emulator.arm.resources import Arm
 
 GROUP = "Microsoft.Resources/resourceGroups"
 # What ARM keeps track of besides top-level resources; Azure ML's computes, jobs and assets it does not know:

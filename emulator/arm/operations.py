@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -18,11 +19,10 @@ from starlette.responses import JSONResponse, Response
 from emulator.arm.ids import ResourceId
 from emulator.arm.schema import TYPES, ArmError
 from emulator.home import SUBSCRIPTION_ID
-
-if TYPE_CHECKING:
-    from emulator.arm.resources import Arm
+from emulator.state import State
 
 ML = "Microsoft.MachineLearningServices"
+Handler = Callable[[Request, ResourceId], Awaitable[Response]]
 # Azure ML's parts have operations of their own: learn.microsoft.com/azure/azure-resource-manager/management/tag-support
 ML_SERVICES = ("mfeOperation", "workspaceOperation", "computeOperation")
 POLL = {"retry-after-ms": "100"}
@@ -30,36 +30,39 @@ MANAGEMENT = f"https://management.azure.com/subscriptions/{SUBSCRIPTION_ID}"
 
 
 class Operations:
-    """Runs work in the background and answers how it stands."""
+    """Runs work in the background and answers how it stands: `handlers` are GETs, by the types of their paths."""
 
-    def __init__(self, arm: Arm) -> None:
-        self._state = arm.state
+    def __init__(self, state: State) -> None:
+        self._state = state
         self._tasks: set[asyncio.Task[Any]] = set()
+        self.handlers: dict[str, Handler] = {"operationresults": self._result}
         namespaces = {kind.name.split("/")[0] for kind in TYPES.values()}
         for service in (*(f"{ML}/{one}" for one in ML_SERVICES), *(f"{one}/operation" for one in namespaces)):
             namespace, name = service.split("/")
-            arm.on("GET", f"{namespace}/locations/{name}sStatus", self._status)
-            arm.on("GET", f"{namespace}/locations/{name}Results", self._result)
-        arm.on("GET", "operationresults", self._result)
+            self.handlers[f"{namespace}/locations/{name}sStatus"] = self._status
+            self.handlers[f"{namespace}/locations/{name}Results"] = self._result
         for operation_id, record in self._state.records("operation"):
             if record["status"] == "InProgress":  # the process that worked on it is gone
                 error = {"code": "InternalServerError", "message": "The service was restarted during the operation."}
-                self._state.save_record("operation", operation_id, {"status": "Failed", "error": error})
+                self._save(operation_id, status="Failed", error=error)
 
     def start(
         self, location: str, work: Awaitable[None] | None = None, *, service: str = f"{ML}/mfeOperation"
     ) -> dict[str, str]:
-        """Begin an operation; returns the headers that lead to it. Without work it has succeeded already."""
+        """Begin an operation; returns the headers that lead to it. Without work it has succeeded already.
+
+        Computes have no Location, and only endpoints and jobs a time limit, as Azure's own answers have them.
+        """
         operation_id = self._begin(work)
         namespace, name = service.split("/")
         where = location.replace(" ", "").lower()
         base = f"{MANAGEMENT}/providers/{namespace}/locations/{where}/{name}"
-        return {
-            "Azure-AsyncOperation": f"{base}sStatus/{operation_id}?api-version=2024-10-01",
-            "Location": f"{base}Results/{operation_id}?api-version=2024-10-01",
-            "x-ms-async-operation-timeout": "PT1H",
-            **POLL,
-        }
+        headers = {"Azure-AsyncOperation": f"{base}sStatus/{operation_id}?api-version=2024-10-01", **POLL}
+        if name != "computeOperation":
+            headers["Location"] = f"{base}Results/{operation_id}?api-version=2024-10-01"
+        if name == "mfeOperation":
+            headers["x-ms-async-operation-timeout"] = "PT30M"
+        return headers
 
     def start_of_subscription(self, work: Awaitable[None]) -> dict[str, str]:
         """The same for ARM's own operations, such as a group's deletion, which have a Location alone."""
@@ -67,8 +70,7 @@ class Operations:
 
     def _begin(self, work: Awaitable[None] | None) -> str:
         operation_id = str(uuid.uuid4())
-        status = "Succeeded" if work is None else "InProgress"
-        self._state.save_record("operation", operation_id, {"status": status})
+        self._save(operation_id, status="Succeeded" if work is None else "InProgress")
         if work is not None:
             task = asyncio.create_task(self._run(operation_id, work))
             self._tasks.add(task)
@@ -79,10 +81,14 @@ class Operations:
         try:
             await work
         except ArmError as error:
-            failed = {"status": "Failed", "error": {"code": error.code, "message": error.message}}
-            self._state.save_record("operation", operation_id, failed)
+            self._save(operation_id, status="Failed", error={"code": error.code, "message": error.message})
             return
-        self._state.save_record("operation", operation_id, {"status": "Succeeded"})
+        self._save(operation_id, status="Succeeded")
+
+    def _save(self, operation_id: str, **changed: Any) -> None:
+        begun = {"startTime": datetime.now(UTC).isoformat()}
+        record = {**begun, **(self._state.record("operation", operation_id) or {}), **changed}
+        self._state.save_record("operation", operation_id, record)
 
     def _found(self, rid: ResourceId) -> dict[str, Any]:
         found = self._state.record("operation", rid.name)
@@ -91,7 +97,11 @@ class Operations:
         return found
 
     async def _status(self, request: Request, rid: ResourceId) -> Response:
-        return JSONResponse({"id": str(rid), "name": rid.name, **self._found(rid)}, headers=POLL)
+        found = self._found(rid)
+        done = 0.0 if found["status"] == "InProgress" else 100.0
+        if done == 0.0 and "mfeOperation" in rid.type:
+            found["status"] = "Updating"  # what endpoints and jobs call it
+        return JSONResponse({"id": str(rid), "name": rid.name, "percentComplete": done, **found}, headers=POLL)
 
     async def _result(self, request: Request, rid: ResourceId) -> Response:
         found = self._found(rid)

@@ -13,15 +13,13 @@ from starlette.responses import JSONResponse, Response
 
 from emulator.arm import body as bodies
 from emulator.arm import locks, soft_delete, validation
-from emulator.arm.groups import Groups
 from emulator.arm.ids import ResourceId
-from emulator.arm.operations import Operations
+from emulator.arm.operations import Handler, Operations
 from emulator.arm.schema import TYPES, ArmError, Body, known
 from emulator.entra import Entra
 from emulator.home import SUBSCRIPTION_ID, TENANT_ID
 from emulator.state import State
 
-Operation = Callable[[Request, ResourceId], Awaitable[Response]]
 Hook = Callable[[Body], asyncio.Future[None] | None]
 ARM_AUDIENCES = ("https://management.azure.com", "https://management.core.windows.net", "https://ml.azure.com")
 
@@ -31,12 +29,13 @@ class Arm:
 
     def __init__(self, state: State, entra: Entra) -> None:
         self.state, self._entra = state, entra
-        self._operations: dict[tuple[str, str], Operation] = {}
+        self._operations: dict[tuple[str, str], Handler] = {}
         self._deleted: dict[str, Hook] = {}
-        self.operations = Operations(self)
-        Groups(self)
+        self.operations = Operations(state)
+        for kind, handler in self.operations.handlers.items():
+            self.on("GET", kind, handler)
 
-    def on(self, method: str, resource_type: str, operation: Operation) -> None:
+    def on(self, method: str, resource_type: str, operation: Handler) -> None:
         """Answer `method` on a resource type (or a collection or action, whose type path is one longer)."""
         self._operations[method, resource_type.lower()] = operation
 

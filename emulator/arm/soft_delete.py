@@ -8,17 +8,10 @@ learn.microsoft.com/azure/azure-monitor/logs/delete-workspace.
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
-
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
 
 from emulator.arm.ids import ResourceId
 from emulator.arm.schema import ArmError, Body
 from emulator.state import State
-
-if TYPE_CHECKING:
-    from emulator.arm.resources import Arm
 
 VAULT = "microsoft.keyvault/vaults"
 ML_WORKSPACE = "microsoft.machinelearningservices/workspaces"
@@ -86,63 +79,3 @@ def purge_date(body: Body) -> datetime:
 def _key(rid: ResourceId) -> str:
     # A vault's name is taken everywhere, a workspace's in its resource group.
     return f"{rid.type}/{rid.name}" if rid.type.lower() == VAULT else str(rid)
-
-
-class SoftDeleted:
-    """The operations on what is soft-deleted: vaults listed, shown and purged; Log Analytics workspaces listed.
-
-    Azure ML has no operation of its own for them: they are purged by another DELETE.
-    """
-
-    def __init__(self, arm: Arm) -> None:
-        self._state, self._operations = arm.state, arm.operations
-        arm.on("GET", "Microsoft.KeyVault/deletedVaults", self.vaults)
-        arm.on("GET", "Microsoft.KeyVault/locations/deletedVaults", self.vault)
-        arm.on("POST", "Microsoft.KeyVault/locations/deletedVaults/purge", self.purge_vault)
-        arm.on("GET", "Microsoft.OperationalInsights/deletedWorkspaces", self.log_workspaces)
-
-    async def vaults(self, request: Request, rid: ResourceId) -> Response:
-        return JSONResponse({"value": [_deleted_vault(body) for body in of_kind(self._state, VAULT)]})
-
-    async def vault(self, request: Request, rid: ResourceId) -> Response:
-        if rid.is_collection:
-            return await self.vaults(request, rid)
-        return JSONResponse(_deleted_vault(self._found(rid.name)))
-
-    async def purge_vault(self, request: Request, rid: ResourceId) -> Response:
-        vault, _ = rid.action
-        found = self._found(vault.name)
-        if found["properties"].get("enablePurgeProtection"):
-            raise ArmError(405, "MethodNotAllowed", "Operation 'DeletedVaultPurge' is not allowed.")
-        at = ResourceId.parse(found["id"])
-        assert at is not None
-        drop(self._state, at)
-        headers = self._operations.start(found["location"], service="Microsoft.KeyVault/operation")
-        return Response(status_code=202, headers=headers)
-
-    async def log_workspaces(self, request: Request, rid: ResourceId) -> Response:
-        return JSONResponse({"value": of_kind(self._state, LOGS)})
-
-    def _found(self, name: str) -> Body:
-        for body in of_kind(self._state, VAULT):
-            if body["name"].lower() == name.lower():
-                return body
-        raise ArmError(404, "DeletedVaultNotFound", f"The vault '{name}' is not among the soft-deleted vaults.")
-
-
-def _deleted_vault(body: Body) -> Body:
-    location, name = body["location"], body["name"]
-    subscription = "/".join(body["id"].split("/")[:3])
-    return {
-        "id": f"{subscription}/providers/Microsoft.KeyVault/locations/{location}/deletedVaults/{name}",
-        "name": name,
-        "type": "Microsoft.KeyVault/deletedVaults",
-        "properties": {
-            "vaultId": body["id"],
-            "location": location,
-            "tags": body.get("tags") or {},
-            "deletionDate": body["deletedAt"],
-            "scheduledPurgeDate": purge_date(body).isoformat(),
-            "purgeProtectionEnabled": bool(body["properties"].get("enablePurgeProtection")),
-        },
-    }
