@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,9 @@ PROBE_SECONDS = 5
 
 @dataclass(frozen=True)
 class Maker:
-    """What is the same of all that one run makes. `ready_within`: seconds that a server has to become ready."""
+    """What is the same of all that one run makes. `ready_within`: seconds that a server has to become ready; `traces`:
+    the connection string of the Application Insights that gets them, empty for none.
+    """
 
     ml: MLClient
     outputs: StackOutputs
@@ -37,6 +39,7 @@ class Maker:
     image: image.Image | None
     auth: str = "aad_token"
     ready_within: float = 600
+    traces: str = field(default="", repr=False)
 
     @property
     def tags(self) -> dict[str, str]:
@@ -104,10 +107,14 @@ class Maker:
         )
 
     def _variables(self) -> dict[str, str]:
-        """What a container of the user's own needs to find model endpoint and chat store as its managed identity."""
+        """Where traces go, and what a container of the user's own needs to find model endpoint and chat store as its
+        managed identity.
+        """
+        traces = {"APPLICATIONINSIGHTS_CONNECTION_STRING": self.traces} if self.traces else {}
         if self.image is None or self.image.is_ours:
-            return {}
+            return traces
         return {
+            **traces,
             "AZURE_CLIENT_ID": self.outputs.serving_identity_client_id,
             "STACK_OUTPUTS_JSON": json.dumps(self.outputs.as_dict()),
         }

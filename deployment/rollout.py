@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deployment.endpoint import BASE, connect, endpoint_name, explained, without_dots
+from deployment.endpoint import BASE, arm, connect, endpoint_name, explained, without_dots
 from deployment.observe import observe
 from deployment.plan import Done, Goal, Observed, Step, describe, foresee
 from infra import cli
@@ -162,8 +162,31 @@ def _maker(wanted: Wanted) -> Maker:
 
     given = wanted.given
     return Maker(
-        wanted.ml, wanted.outputs, wanted.endpoint, wanted.goal, wanted.image, given.auth, given.ready_within * 60
+        wanted.ml,
+        wanted.outputs,
+        wanted.endpoint,
+        wanted.goal,
+        wanted.image,
+        given.auth,
+        given.ready_within * 60,
+        _insights(wanted.outputs) if given.traces else "",
     )
+
+
+def _insights(outputs: StackOutputs) -> str:
+    """The connection string of the stack's Application Insights: learn.microsoft.com/rest/api/application-insights"""
+    from azure.identity import DefaultAzureCredential
+
+    group = f"/subscriptions/{outputs.subscription_id}/resourceGroups/{outputs.resource_group}"
+    path = f"{group}/providers/Microsoft.Insights/components/{outputs.application_insights}"
+    reply = arm(DefaultAzureCredential(), "GET", path, {"api-version": "2020-02-02"})
+    if reply.status_code != 200:
+        raise UserError(
+            f"Azure Resource Manager answers {reply.status_code} for the Application Insights "
+            f"{outputs.application_insights}, which --traces needs",
+            next_command="the same command without --traces",
+        )
+    return str(reply.json()["properties"]["ConnectionString"])
 
 
 def _rollout(wanted: Wanted, lease: Lease) -> Rollout:
@@ -240,6 +263,7 @@ def _options() -> cli.Parser:
     add("--max-slowdown", type=float, default=2.0, metavar="FACTOR", help="of the median against the old (default: 2)")
     add("--ready-within", type=float, default=10, metavar="MINUTES", help="to load the model (default: 10)")
     add("--auth", choices=("aad_token", "key"), default="aad_token", help="how callers are let in (default: aad_token)")
+    add("--traces", action="store_true", help="the new deployment sends spans to the stack's Application Insights")
     add("--dry-run", action="store_true", help="show steps, cost and quota; change nothing")
     add("--yes", action="store_true", help="do not ask (it asks only on a terminal)")
     return parser

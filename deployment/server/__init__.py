@@ -5,6 +5,7 @@
     replies.py        what they get back         errors.py        the one error they see
     serving.py        the way into the engine    answering.py     and out of it: whole, streamed, cancelled
     safety.py         the content filter, off unless configured
+    traces.py         OpenTelemetry, off unless configured
     rows.py           between the routes and an engine
     decoding.py       the next token of a row, and the text of a growing list of tokens
     model.py          where the model lies and what its files say

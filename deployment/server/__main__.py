@@ -56,17 +56,21 @@ def main(argv: list[str]) -> int:
     folder = find_model(given.model)
     listener = _listen(given.host, given.port)
 
-    from deployment.server import safety
+    from deployment.server import safety, traces
     from deployment.server.app import create_app
     from deployment.server.connections import Server
     from deployment.server.serving import Serving
 
-    serving = Serving(safety=safety.configured(os.environ))
+    serving = Serving(safety=safety.configured(os.environ), traces=traces.configured(os.environ))
     server = Server(create_app(serving), serving)
     failed: list[cli.UserError] = []
     # /health must answer while the model loads, or the platform kills a container that is only slow to start
     threading.Thread(target=_load, args=(given, folder, serving, server, failed), daemon=True).start()
-    server.run(sockets=[listener])
+    try:
+        server.run(sockets=[listener])
+    finally:
+        if serving.traces is not None:
+            serving.traces.close()
     if serving.engine is not None:
         serving.engine.close()
     if failed:

@@ -25,14 +25,26 @@ from deployment.server.serving import Job, Limits, Serving
 log = logging.getLogger("deployment.server")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Reply:
-    """What every piece of one reply carries, and when its request came (monotonic seconds)."""
+    """What every piece of one reply carries, when its request came (monotonic seconds), and how it ended."""
 
     model: str
     began: float
     request_id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
+    outcome: str = ""
+    """`stop`, `length`, or how it ended without being finished: `left`, `late`, `failed`."""
+    jobs: Sequence[Job] = ()
+
+    @property
+    def finished(self) -> bool:
+        return self.outcome in ("stop", "length")
+
+    @property
+    def seconds_to_first_token(self) -> float | None:
+        moments = [job.row.first_token for job in self.jobs if job.row.first_token is not None]
+        return min(moments) - self.began if moments else None
 
     @property
     def head(self) -> tuple[str, str, int]:
@@ -41,8 +53,9 @@ class Reply:
     def seconds_left(self, limits: Limits) -> float:
         return max(0.0, self.began + limits.answer_seconds - time.monotonic())
 
-    def log(self, outcome: str, jobs: Sequence[Job]) -> None:
-        """Ids, counts and times; never a text."""
+    def end(self, outcome: str, jobs: Sequence[Job]) -> None:
+        """Keep and log how it ended: ids, counts and times; never a text."""
+        self.outcome, self.jobs = outcome, jobs
         usages = [job.usage for job in jobs]
         log.info(
             "%s %s prompt_tokens=%d completion_tokens=%d seconds=%.3f",
@@ -71,7 +84,7 @@ async def whole(request: Request, asked: ChatRequest, jobs: list[Job], reply: Re
     finally:
         for job in jobs:
             job.row.cancel()
-        reply.log(outcome, jobs)
+        reply.end(outcome, jobs)
     if asked.dialect is not Dialect.OPENAI:
         texts = [prefix + text for prefix, (text, _) in zip(asked.prefixes, answers, strict=True)]
         return JSONResponse(replies.guide_reply(asked.dialect, texts))
@@ -179,7 +192,7 @@ async def _events(job: Job, first: Event, asked: ChatRequest, reply: Reply, serv
         yield _sse(error.body)
     finally:
         job.row.cancel()
-        reply.log(outcome, [job])
+        reply.end(outcome, [job])
 
 
 async def _released(job: Job, first: Event, reply: Reply, serving: Serving) -> AsyncIterator[Text | Finished]:

@@ -64,7 +64,8 @@ def create_app(serving: Serving) -> ASGIApp:
         for path, answer in {"/v1/models": models, "/health": health, "/ready": ready}.items()
     ]
     app = Starlette(routes=routes, exception_handlers={RequestError: _error, HTTPException: _http_error})
-    return _closing_while_draining(app, serving)
+    served = _closing_while_draining(app, serving)
+    return served if serving.traces is None else serving.traces.around(served, SCORING_ROUTES)
 
 
 def _closing_while_draining(app: ASGIApp, serving: Serving) -> ASGIApp:
@@ -95,7 +96,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 async def _score(serving: Serving, request: Request) -> Response:
     loaded, _ = serving.ready()
-    reply = Reply(loaded.name, began=time.monotonic())
+    reply = request.state.reply = Reply(loaded.name, began=time.monotonic())
     try:
         asked = contract.parse(await _body(request, serving.limits))
         jobs = await submit(serving, asked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
@@ -53,6 +54,8 @@ class Row:
     tell: Callable[[Event], None]
     generated: list[int] = field(default_factory=list)
     cancelled: bool = False
+    first_token: float | None = None
+    """When it came, in monotonic seconds."""
 
     def cancel(self) -> None:
         """Give up the request: it leaves the batch before the next step, and nothing more is told."""
@@ -60,6 +63,8 @@ class Row:
 
     def give(self, token: int, stop_ids: frozenset[int]) -> bool:
         """Add a token that an engine chose and tell what it settles; True if the answer ends with it."""
+        if self.first_token is None:
+            self.first_token = time.monotonic()
         self.generated.append(token)
         if token in stop_ids:
             self._end(self.text.finish(), "stop")

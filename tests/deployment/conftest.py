@@ -17,6 +17,7 @@ import uvicorn
 from deployment.server.app import Limits, Serving, create_app
 from deployment.server.connections import Protocol
 from deployment.server.model import LoadedModel
+from deployment.server.traces import Traces
 from deployment.server.transformers_engine import TransformersModel, load
 from training.small_model import make_small_model
 
@@ -47,9 +48,16 @@ class Server:
 
 
 @contextmanager
-def serve(loaded: LoadedModel, *, limits: Limits | None = None, slots: int = 4, queue: int = 8) -> Iterator[Server]:
+def serve(
+    loaded: LoadedModel,
+    *,
+    limits: Limits | None = None,
+    slots: int = 4,
+    queue: int = 8,
+    traces: Traces | None = None,
+) -> Iterator[Server]:
     """A real uvicorn on a free loopback port."""
-    serving = Serving(limits or Limits())
+    serving = Serving(limits or Limits(), traces=traces)
     serving.start(loaded, slots=slots, queue=queue)
     config = uvicorn.Config(create_app(serving), port=0, http=Protocol, ws="none", log_level="error", lifespan="off")
     server = uvicorn.Server(config)

@@ -138,6 +138,20 @@ def test_a_rollout_can_be_rolled_back_and_repeated(verb: Any, app: Path) -> None
     assert again["state"] == "unchanged"
 
 
+def test_with_traces_the_new_one_knows_the_stacks_application_insights_and_nobody_reads_its_key(
+    verb: Any, outputs: StackOutputs, app: Path
+) -> None:
+    apps.write(app, "traced")
+    rolled, said = verb(rollout, "--source", str(app), *QUICK, "--traces")
+    ml = ml_client(outputs)
+    made = ml.online_deployments.get(rolled["deployment"], rolled["endpoint"])
+    insights = ml.workspaces.get(outputs.workspace).application_insights
+    address = dict(made.environment_variables)["APPLICATIONINSIGHTS_CONNECTION_STRING"]
+    assert insights.endswith(outputs.application_insights)
+    assert address.startswith("InstrumentationKey=") and "IngestionEndpoint=https://" in address
+    assert address not in said + json.dumps(rolled)
+
+
 def test_while_the_old_one_is_kept_warm_a_rollback_returns_to_it(verb: Any, app: Path, served: Stack) -> None:
     old = verb(status, "--app", "app")[0]["deployment"]
     apps.write(app, "regretted")
