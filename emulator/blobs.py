@@ -11,8 +11,9 @@ import hashlib
 import os
 import re
 import shutil
+import threading
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from pathlib import Path
@@ -41,6 +42,8 @@ class Blobs:
         self._state, self._objects = state, objects
         self.shared_access, self._leases = shared_access, Leases(state)
         self._access = BlobAccess(state, shared_access, entra)
+        self._unmade: dict[str, Callable[[], None]] = {}
+        self._making = threading.Lock()
 
     # -- for the runners -----------------------------------------------------------------------------------------------
 
@@ -49,6 +52,17 @@ class Blobs:
 
     def has_container(self, account: str, container: str) -> bool:
         return self._state.record("container", f"{account}/{container}") is not None
+
+    def when_read(self, account: str, make: Callable[[], None]) -> None:
+        """Let `make` fill an account when a runner or a client of a registry first reads it."""
+        self._unmade[account] = make
+
+    def made(self, account: str) -> None:
+        """Fill an account that waits for that. Blocks: not for the event loop's own thread."""
+        with self._making:
+            if (make := self._unmade.get(account)) is not None:
+                make()
+                del self._unmade[account]
 
     def drop_account(self, account: str) -> None:
         """Forget a storage account that was deleted, with all its containers."""
@@ -96,6 +110,7 @@ class Blobs:
 
     def copy_tree(self, account: str, container: str, prefix: str, to: Path) -> int:
         """Copy the blobs below `prefix` into a folder (or the blob `prefix` itself to a file); returns how many."""
+        self.made(account)
         single = self._state.blob(account, container, prefix)
         if single is not None:
             to.parent.mkdir(parents=True, exist_ok=True)

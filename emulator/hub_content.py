@@ -78,12 +78,16 @@ REASONS = (
 
 def main(folder: Path) -> None:
     dice = random.Random(7)
-    rows = {split: [_conversation(dice, number) for number in range(count)] for split, count in ROWS.items()}
+    rows = {split: [conversation(dice, number) for number in range(count)] for split, count in ROWS.items()}
     _write_dataset(folder / "datasets" / DATASET, rows)
-    texts = [message["content"] for row in rows["train_sft"][:400] for message in row["messages"]]
-    tokenizer = _tokenizer(texts)
+    tokenizer = make_tokenizer(texts_of(rows["train_sft"]))
     for name in MODELS:
-        _write_model(folder / "models" / name, tokenizer)
+        write_model(folder / "models" / name, tokenizer)
+
+
+def texts_of(rows: list[dict[str, Any]]) -> list[str]:
+    """What a vocabulary is learned from."""
+    return [message["content"] for row in rows[:400] for message in row["messages"]]
 
 
 def _sentence(dice: random.Random) -> str:
@@ -99,7 +103,7 @@ def _sentence(dice: random.Random) -> str:
     )
 
 
-def _conversation(dice: random.Random, number: int) -> dict[str, Any]:
+def conversation(dice: random.Random, number: int) -> dict[str, Any]:
     messages = []
     for _ in range(dice.randint(2, 4)):
         question = f"How would you {dice.choice(DEEDS)} a {dice.choice(KINDS)} {dice.choice(THINGS)}?"
@@ -123,7 +127,7 @@ def _write_dataset(folder: Path, rows: dict[str, list[dict[str, Any]]]) -> None:
     (folder / "README.md").write_text(card + "Conversations made by rules, for trying things out.\n")
 
 
-def _tokenizer(texts: list[str]) -> dict[str, Any]:
+def make_tokenizer(texts: list[str]) -> dict[str, Any]:
     """Llama's arrangement of byte pairs, as in Phi-3's tokenizer.json."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -173,7 +177,8 @@ def _tokenizer(texts: list[str]) -> dict[str, Any]:
     }
 
 
-def _write_model(folder: Path, tokenizer: dict[str, Any]) -> None:
+def write_model(folder: Path, tokenizer: dict[str, Any], template: str = TEMPLATE) -> None:
+    """A folder that `from_pretrained` loads, whose prompts are made by `template`."""
     folder.mkdir(parents=True, exist_ok=True)
     ids = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
     size, end = len(tokenizer["model"]["vocab"]) + len(CONTROL), ids["<|endoftext|>"]
@@ -207,7 +212,7 @@ def _write_model(folder: Path, tokenizer: dict[str, Any]) -> None:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": 4096,
             "clean_up_tokenization_spaces": False,
-            "chat_template": TEMPLATE,
+            "chat_template": template,
             **names,
         },
     }

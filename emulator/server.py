@@ -28,7 +28,7 @@ from emulator.blobs import Blobs
 from emulator.entra import Entra
 from emulator.faults import Faults
 from emulator.gateway import Gateway
-from emulator.home import Home, hub_environment
+from emulator.home import SUBSCRIPTION_ID, Home, hub_environment
 from emulator.hub import app as hub_app
 from emulator.machinelearning.artifacts import Artifacts
 from emulator.machinelearning.assets import Assets
@@ -46,6 +46,7 @@ from emulator.runner.jobs import JobRunner
 from emulator.runner.process import kill_leftovers
 from emulator.sas import SharedAccess
 from emulator.state import State
+from emulator.system_registry.seed import SystemRegistry
 
 Scope = MutableMapping[str, Any]
 Asgi = Callable[[Scope, Any, Any], Awaitable[None]]
@@ -61,6 +62,7 @@ class Emulator:
         self.faults = Faults(state)
         self.entra = entra = Entra(home, state)
         self.blobs = blobs = Blobs(state, home.objects, SharedAccess(home.secrets()["sas_key"]), entra)
+        SystemRegistry(home, state, blobs).seed()
         ports = {"proxy_port": proxy_port, "admin_port": admin_port}
         self.jobs = JobRunner(home, state, blobs, entra, **ports)
         self.deployments = DeploymentRunner(home, state, blobs, **ports)
@@ -124,7 +126,7 @@ class Emulator:
 
     async def status(self, request: Request) -> Response:
         kinds: dict[str, int] = {}
-        for body in self.state.below("/subscriptions"):
+        for body in self.state.below(f"/subscriptions/{SUBSCRIPTION_ID}"):
             kinds[body["type"]] = kinds.get(body["type"], 0) + 1
         unknown = sorted({f"{row[1]} {row[2]}{row[3]}" for row in self.state.requests() if row[6] == "not emulated"})
         return JSONResponse(

@@ -5,6 +5,7 @@ Azure keeps a registry's files in storage accounts of its own; so does this, in 
 
 from __future__ import annotations
 
+import asyncio
 import re
 import uuid
 
@@ -28,6 +29,7 @@ REGISTRY = f"{ML}/registries"
 MODEL = f"{REGISTRY}/models"
 VERSION = f"{MODEL}/versions"
 BASE = "/mferp/managementfrontend/subscriptions/{s}/resourceGroups/{g}/providers/{p}/registries/{r}"
+DEFAULT_VERSION = "azureml_default"  # what azure-ai-ml asks for where no version is named
 NAME = r"[a-zA-Z0-9][a-zA-Z0-9_-]{1,31}"
 
 
@@ -41,10 +43,11 @@ class Registries:
         self.routes: list[Route] = []
         self._on("GET", "/registrymanagement/v1.0/registries/{r}/discovery", self.discovery)
         self._on("POST", BASE + "/import", self.share)
-        self._on("GET", BASE + "/models", self.models)
-        self._on("GET", BASE + "/models/{n}", self.model)
-        self._on("GET", BASE + "/models/{n}/versions", self.versions)
-        self._on("GET", BASE + "/models/{n}/versions/{v}", self.version)
+        for kind in ("models", "components", "environments", "codes"):
+            self._on("GET", f"{BASE}/{kind}", self.containers)
+            self._on("GET", f"{BASE}/{kind}/{{n}}", self.container)
+            self._on("GET", f"{BASE}/{kind}/{{n}}/versions", self.versions)
+            self._on("GET", f"{BASE}/{kind}/{{n}}/versions/{{v}}", self.version)
         self._on("POST", BASE + "/datarefs/{n}/versions/{v}", self.reference)
 
     def _on(self, method: str, path: str, handler: Handler) -> None:
@@ -124,7 +127,7 @@ class Registries:
             {
                 "registryName": found["name"],
                 "tenantId": TENANT_ID,
-                "subscriptionId": SUBSCRIPTION_ID,
+                "subscriptionId": found["id"].split("/")[2],
                 "resourceGroup": found["id"].split("/")[4],
                 "primaryRegion": location,
                 "primaryRegionResourceProviderUri": address,
@@ -135,6 +138,8 @@ class Registries:
     async def share(self, request: Request) -> Response:
         """Copy a workspace's model into the registry; a version is there once."""
         registry, wanted = self._registry(request), (await json_body(request)).get("properties") or {}
+        if not registry["id"].startswith(f"/subscriptions/{SUBSCRIPTION_ID}/"):
+            raise ArmError(403, "AuthorizationFailed", f"The registry '{registry['name']}' is not yours to write to.")
         name, version = str(wanted.get("destinationName")), str(wanted.get("destinationVersion"))
         workspace, source = self._source(str(wanted.get("sourceAssetId")))
         target = f"{registry['id']}/models/{name}/versions/{version}"
@@ -170,11 +175,12 @@ class Registries:
                     return found["id"], model
         raise ArmError(404, "ResourceNotFound", f"The asset '{asset}' could not be found.")
 
-    async def models(self, request: Request) -> Response:
-        return JSONResponse({"value": self._state.children(self._registry(request)["id"], MODEL)})
+    async def containers(self, request: Request) -> Response:
+        registry, kind = self._registry(request), _kind(request)
+        return JSONResponse({"value": self._state.children(registry["id"], f"{REGISTRY}/{kind}")})
 
-    async def model(self, request: Request) -> Response:
-        found = self._existing(request, f"/models/{request.path_params['n']}")
+    async def container(self, request: Request) -> Response:
+        found = self._existing(request, f"/{_kind(request)}/{request.path_params['n']}")
         versions = self._versions(request)
         numbers = [int(one["name"]) for one in versions if one["name"].isdigit()]
         found["properties"] |= {"latestVersion": versions[-1]["name"], "nextVersion": str(max(numbers, default=0) + 1)}
@@ -187,7 +193,8 @@ class Registries:
         return found
 
     def _versions(self, request: Request) -> list[Body]:
-        return self._state.children(f"{self._registry(request)['id']}/models/{request.path_params['n']}", VERSION)
+        container = f"{self._registry(request)['id']}/{_kind(request)}/{request.path_params['n']}"
+        return self._state.children(container, f"{REGISTRY}/{_kind(request)}/versions")
 
     async def versions(self, request: Request) -> Response:
         # A new name has no versions rather than a 404: azure-ai-ml 1.35 asks before it shares, and stops at one.
@@ -197,16 +204,26 @@ class Registries:
         return JSONResponse({"value": found[: int(query.get("$top") or len(found))]})
 
     async def version(self, request: Request) -> Response:
-        return JSONResponse(self._existing(request, "/models/{n}/versions/{v}".format(**request.path_params)))
+        """One version; a component's default one, which is its newest, has a name of its own."""
+        name, version = request.path_params["n"], request.path_params["v"]
+        if version == DEFAULT_VERSION and (found := self._versions(request)):
+            return JSONResponse(found[-1])
+        return JSONResponse(self._existing(request, f"/{_kind(request)}/{name}/versions/{version}"))
 
     async def reference(self, request: Request) -> Response:
         """A signed address of the container, in which clients look for the path of the version's address."""
         found = self._existing(request, "/models/{n}/versions/{v}".format(**request.path_params))
         account, uri = _account(self._registry(request)["name"]), found["properties"]["modelUri"]
+        await asyncio.to_thread(self._blobs.made, account)
         token = self._blobs.shared_access.for_container(account, "models")
         container = f"https://{account}.blob.core.windows.net/models"
         credential = {"credentialType": "SAS", "sasUri": f"{container}?{token}"}
         return JSONResponse({"blobReferenceForConsumption": {"blobUri": uri, "credential": credential}})
+
+
+def _kind(request: Request) -> str:
+    """Which kind of asset a request is about: the part of the path after the registry's name."""
+    return request.url.path.split("/registries/", 1)[1].split("/")[1]
 
 
 def _account(registry: str) -> str:

@@ -61,13 +61,18 @@ def from_job(state: State, workspace: str, uri: str) -> str | None:
     return None
 
 
+def asset_key(state: State, spelled: str) -> str:
+    """The key under which the state has an asset that is spelled as an ARM id or as a registry's address."""
+    if match := re.fullmatch(r"azureml://registries/([^/]+)/(\w+/[^/]+/versions/[^/]+)", spelled):
+        registries = state.of_type("Microsoft.MachineLearningServices/registries")
+        return next((one["id"] for one in registries if one["name"] == match[1]), "/subscriptions/") + "/" + match[2]
+    return spelled.removeprefix("azureml:") if spelled.startswith("azureml:/subscriptions/") else spelled
+
+
 def uri_of(state: State, workspace: str, uri: str) -> str:
     """The address behind an asset's id; any other spelling stays. Raises ArmError 400 for one that does not exist."""
     uri = from_job(state, workspace, uri) or uri
-    asset = uri.removeprefix("azureml:")
-    if match := re.fullmatch(r"azureml://registries/([^/]+)/(\w+/[^/]+/versions/[^/]+)", uri):
-        registries = state.of_type("Microsoft.MachineLearningServices/registries")
-        asset = next((one["id"] for one in registries if one["name"] == match[1]), "/subscriptions/") + "/" + match[2]
+    asset = asset_key(state, uri)
     if not asset.startswith("/subscriptions/"):
         return uri
     found = state.get(asset)
