@@ -100,7 +100,7 @@ def _paths(home: Home, name: str) -> list[tuple[str, Path]]:
         accounts = state.of_type("Microsoft.Storage/storageAccounts") if state else []
         blobs = [row for one in accounts for row in (state.list_blobs(one["name"], "azureml", prefix) if state else [])]
     logs = [(blob[len(prefix) :], path) for blob, path, _ in blobs]
-    own = [(title, path) for title, path in logs if title.startswith("user_logs/")]
+    own = [(title, path) for title, path in logs if title.startswith(("user_logs/", "logs/azureml/"))]
     written = any(path.exists() and path.stat().st_size for _, path in own)
     return own if written else [(title, path) for title, path in logs if title.startswith("azureml-logs/")] + own
 

@@ -25,7 +25,7 @@ OUTPUT_TYPES = {  # run history spells a job's output types in its own way
     "triton_model": "TritonModel",
 }
 HISTORY = "history/v1.0"
-LOG_FOLDERS = ("azureml-logs/", "user_logs/", "system_logs/")
+LOG_FOLDERS = ("azureml-logs/", "user_logs/", "system_logs/", "logs/azureml/")
 
 
 class History(DataPlane):
@@ -53,23 +53,29 @@ class History(DataPlane):
         return JSONResponse({**self._summary(job), "logFiles": self._log_files(job)})
 
     async def children(self, request: Request) -> Response:
-        """A command job has none."""
-        self._named(request)
-        return JSONResponse({"value": []})
+        """The runs of a pipeline's nodes; a command job has none."""
+        parent = self._named(request)
+        jobs = self._state.children("/".join(parent["id"].split("/")[:9]), parent["type"])
+        found = [job for job in jobs if self._record(job).get("parentRunId") == parent["name"]]
+        return JSONResponse({"value": [self._summary(job) for job in found]})
+
+    def _record(self, job: Body) -> Body:
+        return self._state.record("run", job["id"]) or {}
 
     async def services(self, request: Request) -> Response:
         self._named(request)
         return JSONResponse({"instances": {}})
 
     def _summary(self, job: Body) -> Body:
-        properties, record = job["properties"], self._state.record("run", job["id"]) or {}
+        properties, record = job["properties"], self._record(job)
+        kind = "PipelineRun" if properties["jobType"] == "Pipeline" else "scriptrun"
         return {
             "runId": job["name"],
-            "rootRunId": job["name"],
-            "parentRunId": None,
+            "rootRunId": record.get("rootRunId") or job["name"],
+            "parentRunId": record.get("parentRunId"),
             "runUuid": str(uuid.uuid5(uuid.NAMESPACE_URL, job["id"])),
             "runNumber": self._number(job),
-            "runType": "azureml.scriptrun",
+            "runType": f"azureml.{'StepRun' if record.get('parentRunId') else kind}",
             "runTypeV2": {"orchestrator": "Execution", "traits": []},
             "experimentId": experiment_id("/".join(job["id"].split("/")[:9]), properties["experimentName"]),
             "dataContainerId": f"dcid.{job['name']}",
@@ -78,7 +84,7 @@ class History(DataPlane):
             "displayName": properties.get("displayName"),
             "description": properties.get("description"),
             "hidden": properties["isArchived"],
-            "target": properties["computeId"].split("/")[-1],
+            "target": str(properties.get("computeId") or "").split("/")[-1] or None,
             "status": properties["status"],
             "startTimeUtc": record.get("startTimeUtc"),
             "endTimeUtc": record.get("endTimeUtc"),

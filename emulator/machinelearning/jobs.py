@@ -9,9 +9,11 @@ from emulator.arm.ids import ResourceId
 from emulator.arm.operations import ML, Operations
 from emulator.arm.resources import Arm, json_body
 from emulator.arm.schema import ArmError, Body
+from emulator.machinelearning import shapes
 from emulator.machinelearning.assets import system_data
-from emulator.runner import job_files, locations
+from emulator.runner import job_body, job_files, locations
 from emulator.runner.jobs import JobRunner, parse_duration
+from emulator.runner.pipelines import Pipeline
 
 JOB = f"{ML}/workspaces/jobs"
 CHANGEABLE = ("tags", "displayName", "description", "isArchived")
@@ -31,40 +33,9 @@ class Jobs:
         before = self._state.get(str(rid))
         if before is not None:
             return JSONResponse(self._update(rid, before, properties))
-        if properties.get("jobType") != "Command":
-            kind = properties.get("jobType")
-            raise ArmError(400, "UserError", f"Jobs of type '{kind}' are not emulated; 'Command' is.")
-        self._check_references(properties)
-        _check_form(properties)
-        outputs = properties.get("outputs") or {}
-        for name, output in outputs.items():
-            output["uri"] = (output or {}).get("uri") or locations.output_uri(rid.name, name)
-        outputs["default"] = {
-            "jobOutputType": "uri_folder",
-            "uri": f"azureml://datastores/workspaceartifactstore/ExperimentRun/dcid.{rid.name}",
-            "mode": "ReadWriteMount",
-        }
-        studio = f"https://ml.azure.com/runs/{rid.name}?wsid={rid.parent}"
-        services = {
-            "Studio": {"jobServiceType": "Studio", "endpoint": studio, "status": "Running"},
-            "Tracking": {"jobServiceType": "Tracking", "endpoint": f"azureml://{rid.parent}"},
-        }
-        stored: Body = {
-            "id": str(rid),
-            "name": rid.name,
-            "type": rid.type,
-            "systemData": system_data(),
-            "properties": {
-                "properties": {},
-                "tags": {},
-                "experimentName": "Default",
-                "isArchived": False,
-                **properties,
-                "outputs": outputs,
-                "services": services,
-                "status": "Starting",
-            },
-        }
+        stored = job_body.new(str(rid), rid.type, properties, system_data())
+        self._check(stored)
+        stored = shapes.job(stored, self._state.get(rid.parent) or {})
         self._state.put(str(rid), stored, parent=rid.parent)
         self._runner.start(str(rid))
         return JSONResponse(stored, 201)
@@ -75,24 +46,39 @@ class Jobs:
         self._state.put(str(rid), job, parent=rid.parent)
         return job
 
+    def _check(self, job: Body) -> None:
+        """Raise ArmError 400 for what Azure refuses before a job is queued, and for what is not emulated."""
+        kind = job["properties"].get("jobType")
+        if kind == "Pipeline":
+            return Pipeline(self._state, job).check()
+        if kind != "Command":
+            raise ArmError(400, "UserError", f"Jobs of type '{kind}' are not emulated; 'Command' and 'Pipeline' are.")
+        self._check_references(job["properties"])
+        _check_form(job["properties"])
+
     def _check_references(self, properties: Body) -> None:
         compute = properties.get("computeId")
         if not compute or self._state.get(compute) is None:
             raise ArmError(400, "UserError", f"Unknown compute target '{str(compute).split('/')[-1]}'.")
         for key in ("environmentId", "codeId"):
-            if properties.get(key) and self._state.get(properties[key]) is None:
+            if properties.get(key) and self._state.get(locations.asset_key(self._state, properties[key])) is None:
                 raise ArmError(400, "UserError", f"The {key} '{properties[key]}' of the job does not exist.")
         if not properties.get("environmentId"):
             raise ArmError(400, "UserError", "The job has no environment.")
 
     async def get(self, request: Request, rid: ResourceId) -> Response:
         if not rid.is_collection:
-            return JSONResponse(self._arm.existing(rid))
+            job = self._arm.existing(rid)
+            # of a pipeline's child this service knows the name alone; the run history knows the rest
+            return JSONResponse({**job, "properties": None} if self._is_child(job) else job)
         self._arm.check_parent(rid)
-        found = self._state.children(rid.parent, rid.type)
+        found = [job for job in self._state.children(rid.parent, rid.type) if not self._is_child(job)]
         if request.query_params.get("listViewType", "ActiveOnly") == "ActiveOnly":
             found = [job for job in found if not job["properties"]["isArchived"]]
         return JSONResponse({"value": found[::-1]})
+
+    def _is_child(self, job: Body) -> bool:
+        return bool((self._state.record("run", job["id"]) or {}).get("parentRunId"))
 
     async def cancel(self, request: Request, rid: ResourceId) -> Response:
         job, _ = rid.action
@@ -104,7 +90,7 @@ class Jobs:
 
 
 def _check_form(properties: Body) -> None:
-    """Raise ArmError 400 for what Azure refuses before a job is queued, and for what is not emulated."""
+    """The same for what the job itself says."""
     if not str(properties.get("command") or "").strip():
         raise ArmError(400, "UserError", "The job has no command.")
     job_files.check_modes(properties)

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from emulator.arm.rights import PULL, READ_BLOBS, permits
 from emulator.arm.schema import ArmError, Body
 from emulator.blobs import Blobs
 from emulator.runner import locations
 from emulator.runner.dockerfile import Image, build
-from emulator.runner.permissions import PULL, READ_BLOBS, permits
 from emulator.state import State
 
 MLFLOW_SERVER = Path(__file__).with_name("mlflow_server.py")

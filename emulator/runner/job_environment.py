@@ -38,6 +38,7 @@ class JobEnvironment:
             **base_environment(self.inherited, self.home, self.proxy_port),
             **identity_environment(self.state, self.admin_port, identity),
             **self._run(job, identity),
+            "EMULATOR_VM_SIZE": self._size(job),
             **{f"AZURE_ML_INPUT_{key}": value for key, value in inputs.items()},
             **{f"AZURE_ML_OUTPUT_{key}": value for key, value in outputs.items()},
             **(properties.get("environmentVariables") or {}),
@@ -55,7 +56,7 @@ class JobEnvironment:
         number = experiment_id(workspace["id"], experiment)
         return {
             "AZUREML_RUN_ID": name,
-            "AZUREML_ROOT_RUN_ID": name,
+            "AZUREML_ROOT_RUN_ID": str((self.state.record("run", job["id"]) or {}).get("rootRunId") or name),
             "AZUREML_RUN_TOKEN": token,
             "AZUREML_EXPERIMENT_NAME": experiment,
             "AZUREML_EXPERIMENT_ID": number,
@@ -73,6 +74,11 @@ class JobEnvironment:
             "MLFLOW_EXPERIMENT_NAME": experiment,
             "MLFLOW_EXPERIMENT_ID": number,
         }
+
+    def _size(self, job: Body) -> str:
+        """The VM size that the node stands for, where Azure's nodes would ask their own metadata service."""
+        compute = self.state.get(job["properties"]["computeId"]) or {"properties": {}}
+        return str((compute["properties"].get("properties") or {}).get("vmSize", ""))
 
     def _token(self, run: str, identity: Mapping[str, str] | None) -> str:
         who = identity or {"client_id": run, "principal_id": run}

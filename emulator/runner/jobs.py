@@ -17,11 +17,14 @@ from emulator.home import Home
 from emulator.runner.environments import BUILD_LOG, Environments
 from emulator.runner.job_environment import JobEnvironment
 from emulator.runner.job_files import JobFiles
+from emulator.runner.locations import asset_key
+from emulator.runner.pipelines import FAILED, Pipeline
 from emulator.runner.process import ManagedProcess
 from emulator.runner.wording import parse_duration as parse_duration
 from emulator.runner.wording import substitute as substitute
 from emulator.state import State
 
+EXECUTION_LOG = "logs/azureml/executionlogs.txt"  # what clients stream of a pipeline
 TERMINAL = ("Completed", "Failed", "Canceled")
 LOG_TAIL = 4000  # characters of the log that a failed job's error carries
 TIMED_OUT, PREEMPTED = "timed out", "preempted"
@@ -57,9 +60,10 @@ class JobRunner:
             files.keep_logs()
             files.remove()
 
-    def start(self, job_id: str) -> None:
+    def start(self, job_id: str) -> asyncio.Task[None]:
         task = self._tasks[job_id.lower()] = asyncio.create_task(self._run(job_id))
         task.add_done_callback(lambda done: self._ended(job_id, done))
+        return task
 
     def _ended(self, job_id: str, task: asyncio.Task[None]) -> None:
         """A fault of the emulator's own must not leave a job running for ever: mark it, and let the log show why."""
@@ -117,12 +121,34 @@ class JobRunner:
         job = self._state.get(job_id)
         assert job is not None
         try:
+            if job["properties"]["jobType"] == "Pipeline":
+                await self._run_pipeline(job_id, job)
+                return
             while await self._attempt(job_id, job) == PREEMPTED:
                 self._preempted.discard(job_id.lower())
         except (ArmError, BlobError, OSError) as error:
             self._fail(job_id, getattr(error, "code", "ServiceError"), str(error))
         finally:
             self._processes.pop(job_id.lower(), None)
+
+    async def _run_pipeline(self, job_id: str, job: Body) -> None:
+        files = JobFiles.of(self._home, self._state, self._blobs, job)
+        log = files.log(EXECUTION_LOG)
+
+        def say(sentence: str) -> None:
+            with log.open("a") as file:
+                file.write(f"[{datetime.now(UTC):%Y-%m-%d %H:%M:%SZ}] {sentence}\n")
+
+        self._set_status(job_id, "Running")
+        try:
+            completed = await Pipeline(self._state, job).run(self, say)
+        finally:
+            files.keep_logs()
+            files.remove()
+        if completed:
+            self._set_status(job_id, "Completed")
+        else:
+            self._fail(job_id, "UserError", FAILED)
 
     async def _attempt(self, job_id: str, job: Body) -> str:
         """Wait for nodes, run on them, give them back; how it ended."""
@@ -158,7 +184,7 @@ class JobRunner:
         properties = job["properties"]
         files.remove()
         self._set_status(job_id, "Preparing")
-        environment = self._state.get(properties["environmentId"])
+        environment = self._state.get(asset_key(self._state, properties["environmentId"]))
         if environment is None:
             raise ArmError(400, "UserError", f"The environment '{properties['environmentId']}' does not exist.")
         try:

@@ -66,7 +66,9 @@ def environment() -> tuple[str, str]:
 
 def _inputs(said: Body, source: Body) -> Body:
     given = {name: source["inputs"][name] for name in said.get("inputs", ())}
-    return {**given, **{name: {"type": "uri_folder"} for name in said.get("from", {})}}
+    origins = {name: origin.split(".") for name, origin in said.get("from", {}).items()}
+    kinds = {name: source["steps"][node]["outputs"][output] for name, (node, output) in origins.items()}
+    return {**given, **{name: {"type": kind} for name, kind in kinds.items()}}
 
 
 def _step(name: str, said: Body, source: Body) -> Body:

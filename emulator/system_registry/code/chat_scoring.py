@@ -14,7 +14,6 @@ class ChatModel:
 
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder / "tokenizer")
         self._model: Any = AutoModelForCausalLM.from_pretrained(folder / "model")
-        self._model.eval()
 
     def predict(self, data: Any, params: dict[str, Any] | None = None) -> dict[str, str]:
         """The assistant's next words. Raises ValueError for an input without a conversation."""
