@@ -17,7 +17,7 @@ from infra import prices
 from infra.cli import WRONG_USE, UserError, say
 from infra.outputs import StackOutputs
 from training.azure_faults import is_workspace_gone
-from training.recipe import Recipe
+from training.recipe import AnyRecipe
 
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient
@@ -45,12 +45,12 @@ class Cluster:
         found = known.price(f"vm/{self.size}{prices.LOW_PRIORITY if self.low_priority else ''}", self.location)
         return (found.amount, known.currency) if found else None
 
-    def processes(self, recipe: Recipe) -> int:
+    def processes(self, recipe: AnyRecipe) -> int:
         """Of the job on one node: what the recipe says, else one for each GPU that it trains on."""
         return recipe.job.process_count_per_instance or (max(1, self.gpus) if recipe.job.compute == "gpu" else 1)
 
 
-def chosen_name(recipe: Recipe, outputs: StackOutputs) -> str:
+def chosen_name(recipe: AnyRecipe, outputs: StackOutputs) -> str:
     """The cluster's name. Raises UserError, exit code 2, if the stack has none of the kind that the recipe needs."""
     if recipe.job.compute == "gpu":
         return outputs.compute
@@ -63,7 +63,7 @@ def chosen_name(recipe: Recipe, outputs: StackOutputs) -> str:
     return outputs.cpu_compute or outputs.compute
 
 
-def find(client: MLClient, recipe: Recipe, outputs: StackOutputs) -> Cluster:
+def find(client: MLClient, recipe: AnyRecipe, outputs: StackOutputs) -> Cluster:
     """The cluster for a recipe, fit for it, with its quota checked.
 
     Raises:
@@ -108,7 +108,7 @@ def _field(of: Any, *names: str) -> Any:
     return next((value for name in names if (value := getattr(of, name, None)) is not None), None)
 
 
-def _check_nodes(cluster: Cluster, recipe: Recipe, outputs: StackOutputs) -> None:
+def _check_nodes(cluster: Cluster, recipe: AnyRecipe, outputs: StackOutputs) -> None:
     change = f"pulumi config set {{}} --stack {outputs.stack} && make up STACK={outputs.stack}"
     if recipe.job.instance_count > cluster.max_nodes:
         raise UserError(
@@ -132,7 +132,7 @@ def _check_nodes(cluster: Cluster, recipe: Recipe, outputs: StackOutputs) -> Non
         )
 
 
-def _check_quota(client: MLClient, cluster: Cluster, recipe: Recipe) -> None:
+def _check_quota(client: MLClient, cluster: Cluster, recipe: AnyRecipe) -> None:
     """Azure ML's own quota, which starts at 0 for GPUs: a cluster is created without it, and its jobs wait for ever."""
     usage = _usage(client, cluster)
     what = "low-priority cores" if cluster.low_priority else f"cores of {cluster.family}"

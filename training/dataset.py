@@ -217,9 +217,10 @@ def _request(args: argparse.Namespace) -> Request:
     """What the options ask for. A recipe's split and revision are of its own source, and no other's."""
     if args.source is None and args.recipe is None:
         raise UserError("give --source or --recipe", next_command="python -m training.dataset --help", code=WRONG_USE)
-    named = recipe.load(args.recipe) if args.recipe else None
+    named = recipe.load_any(args.recipe) if args.recipe else None
     own = named.data if named and args.source is None else None
-    tokenizer, measure = _measure(args.tokenizer, named)
+    ours = named if isinstance(named, Recipe) else None  # the registry's component knows neither file nor length
+    tokenizer, measure = _measure(args.tokenizer, ours)
     return Request(
         source=args.source or (own.source if own else ""),
         out=args.out,
@@ -227,7 +228,7 @@ def _request(args: argparse.Namespace) -> Request:
         revision=args.revision or (own.revision if own else None),
         tokenizer=tokenizer,
         measure=measure,
-        max_length=named.sft.get("max_length") if named and tokenizer else None,
+        max_length=ours.sft.get("max_length") if ours and tokenizer else None,
         drop_bad_rows=args.on_bad_row == "drop",
         command=_command(args),
     )

@@ -240,7 +240,7 @@ def _limits(args: argparse.Namespace) -> Limits:
     source = args.recipe or (str(saved) if saved.is_file() else None)
     limits = Limits()
     if source:
-        job = recipes.load(source).job
+        job = recipes.load_any(source).job
         limits = Limits(job.gate_min_gain, job.gate_max_forgetting)
     return limits if args.min_gain is None else Limits(args.min_gain, limits.max_forgetting)
 

@@ -18,7 +18,7 @@ from training.runs import FINISHED
 if TYPE_CHECKING:
     from azure.ai.ml.entities import Job
 
-    from training.joblog import JobLog
+    from training.joblog import Log
 
 POLL_SECONDS = 1.0
 PATIENCE_SECONDS = 600.0
@@ -41,7 +41,7 @@ class LogLines:
                 self.last = [*self.last, line][-LAST_LINES:]
 
 
-def follow(get_job: Callable[[], Job], log: JobLog) -> Job:
+def follow(get_job: Callable[[], Job], log: Log) -> Job:
     """Print a job's log until it ends; returns the finished job.
 
     Raises:
@@ -120,15 +120,16 @@ class _Answers:
         )
 
 
-def _raise_unless_completed(job: Any, status: str, log: JobLog, last: list[str]) -> None:
+def _raise_unless_completed(job: Any, status: str, log: Log, last: list[str]) -> None:
     if status == "Completed":
         return
     reason = log.fault() if status == "Failed" else None
     tail = "\n".join(f"    {line}" for line in last) or "    (it wrote no log)"
+    goes_on = "it goes on from its newest checkpoint" if job.type != "pipeline" else "it begins anew"
     raise UserError(
         f"the job {job.name} has {'failed' if status == 'Failed' else 'been cancelled'}"
         f"{f': {_without_log(reason)}' if reason else ''}\n  the last lines of its log:\n{tail}",
-        next_command="submit it again: it goes on from its newest checkpoint; the whole log: "
+        next_command=f"submit it again: {goes_on}; the whole log: "
         f"{return_command(job.name, log.outputs)}, or {job.studio_url}",
     )
 

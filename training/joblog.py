@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import codecs
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import requests
 
@@ -17,6 +17,18 @@ from infra.outputs import StackOutputs
 
 if TYPE_CHECKING:
     from azure.core.credentials import TokenCredential
+
+
+class Log(Protocol):
+    """What is followed: the log of one job, or of a pipeline's steps."""
+
+    outputs: StackOutputs
+    job: str
+
+    def new_text(self) -> str: ...
+
+    def fault(self) -> str | None: ...
+
 
 MANAGEMENT = "https://management.azure.com"
 WORKSPACE_API = "2024-10-01"
@@ -31,7 +43,8 @@ class JobLog:
     credential: TokenCredential
     job: str
     offset: int = 0
-    _history: str | None = None
+    history: str | None = None
+    """The base address of the workspace's run history, once it is known."""
     _decoder: codecs.IncrementalDecoder = field(
         default_factory=lambda: codecs.getincrementaldecoder("utf-8")(errors="replace")
     )
@@ -53,6 +66,11 @@ class JobLog:
         message = (error.get("error") or error).get("message")
         return str(message) if message else None
 
+    def children(self) -> list[dict[str, Any]]:
+        """The runs below this one, which a pipeline has. Raises requests.RequestException."""
+        found: list[dict[str, Any]] = self._run("children").get("value") or []
+        return found
+
     def _address(self) -> str | None:
         """The address of the main log with its signature, renewed each time; None while there is no log."""
         files: dict[str, str] = self._details().get("logFiles") or {}
@@ -70,9 +88,12 @@ class JobLog:
         return new
 
     def _details(self) -> dict[str, Any]:
-        if self._history is None:
-            self._history = self._find_history()
-        address = f"{self._history}/history/v1.0{self.outputs.workspace_id}/runs/{self.job}/details"
+        return self._run("details")
+
+    def _run(self, what: str) -> dict[str, Any]:
+        if self.history is None:
+            self.history = self._find_history()
+        address = f"{self.history}/history/v1.0{self.outputs.workspace_id}/runs/{self.job}/{what}"
         return self._get(address, scope="https://ml.azure.com/.default")
 
     def _find_history(self) -> str:

@@ -8,24 +8,25 @@
 SFTConfig fields and a few keys of ours that say where and how the job runs. A recipe is given by the name of a file in
 `training/recipes/` or by a path. Nothing here imports torch: SFTConfig's fields and their types lie beside this file in
 `sft_config_keys.txt`, and a test compares them with the installed TRL. docs/recipes.md lists every key.
+
+A recipe whose section `model` names a `component` is of the other kind: training/component_recipe.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
-import re
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from infra import cli
-from infra.cli import WRONG_USE, UserError
+from training.recipe_values import check_kind, meant, nearest, parse_change, section_of, unknown_key, wrong
+
+if TYPE_CHECKING:
+    from training.component_recipe import ComponentRecipe
 
 FOLDER = Path(__file__).parent / "recipes"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -33,7 +34,9 @@ KEYS = Path(__file__).parent / "sft_config_keys.txt"
 LORA_MODULES = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 """The linear modules of a Phi-3 layer."""
 
-T = TypeVar("T")
+Sections: TypeAlias = dict[str, dict[str, Any]]
+AnyRecipe: TypeAlias = "Recipe | ComponentRecipe"
+"""Both have name, model.registered_name, data, job, fingerprint, as_dict() and as_yaml()."""
 
 
 @dataclass(frozen=True)
@@ -124,9 +127,7 @@ class Recipe:
         return {"model": model, "data": dict(vars(self.data)), "training": {**vars(self.job), **self.sft}}
 
     def as_yaml(self) -> str:
-        import yaml
-
-        return yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True)
+        return as_yaml(self.as_dict())
 
     @property
     def fingerprint(self) -> str:
@@ -137,7 +138,17 @@ class Recipe:
         """
         values = self.as_dict()
         values["training"] = {key: one for key, one in values["training"].items() if key not in OUTSIDE_FINGERPRINT}
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+        return fingerprint(values)
+
+
+def as_yaml(sections: Sections) -> str:
+    import yaml
+
+    return yaml.safe_dump(sections, sort_keys=False, allow_unicode=True)
+
+
+def fingerprint(sections: Sections) -> str:
+    return hashlib.sha256(json.dumps(sections, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def load(name_or_file: str, changes: Sequence[str] = ()) -> Recipe:
@@ -145,14 +156,32 @@ def load(name_or_file: str, changes: Sequence[str] = ()) -> Recipe:
 
     Raises:
         UserError: exit code 2, one sentence: no such recipe, not YAML, an unknown key, a value or combination that
-            cannot work.
+            cannot work; a recipe of the other kind, which our own job cannot run.
     """
+    recipe = load_any(name_or_file, changes)
+    if not isinstance(recipe, Recipe):
+        raise wrong(
+            f"the recipe {recipe.name} is for the registry's component {recipe.model.component}, not for our own job",
+            f"python -m training.submit --recipe {name_or_file}",
+        )
+    return recipe
+
+
+def load_any(name_or_file: str, changes: Sequence[str] = ()) -> AnyRecipe:
+    """A recipe of either kind, as `load`."""
+    from training import component_recipe
     from training.recipe_checks import check
 
     path = find(name_or_file)
     sections = _read(path)
+    if component_recipe.is_one(sections):
+        return component_recipe.parse(path.stem, sections, changes, source=str(path))
     for change in changes:
-        _apply(sections, change)
+        key, value = parse_change(change)
+        section = next((name for name, keys in known_keys().items() if key in keys), None)
+        if section is None:
+            raise unknown_key(key, "--set", [name for keys in known_keys().values() for name in keys])
+        sections[section][key] = value
     recipe = _parse(path.stem, sections, source=str(path))
     check(recipe)
     return recipe
@@ -170,10 +199,6 @@ def add_recipe_options(parser: Any) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one value; repeatable")
 
 
-def wrong(message: str, next_command: str | None = None) -> UserError:
-    return UserError(message, next_command=next_command, code=WRONG_USE)
-
-
 def find(name_or_file: str) -> Path:
     """The file of a recipe. Raises UserError naming the nearest recipe."""
     path = Path(name_or_file)
@@ -182,12 +207,11 @@ def find(name_or_file: str) -> Path:
     named = FOLDER / f"{name_or_file}.yaml"
     if named.is_file():
         return named
-    nearest = _nearest(name_or_file, names())
-    known = "" if nearest else f": the recipes are {', '.join(names())}, or give a file"
-    raise wrong(f"there is no recipe {name_or_file!r}{nearest}{known}", "ls training/recipes")
+    hint = nearest(name_or_file, names()) or f": the recipes are {', '.join(names())}, or give a file"
+    raise wrong(f"there is no recipe {name_or_file!r}{hint}", "ls training/recipes")
 
 
-def _read(path: Path) -> dict[str, dict[str, Any]]:
+def _read(path: Path) -> Sections:
     import yaml
 
     try:
@@ -226,99 +250,31 @@ def known_keys() -> dict[str, tuple[str, ...]]:
     }
 
 
-def _apply(sections: dict[str, dict[str, Any]], change: str) -> None:
-    import yaml
-
-    key, sign, text = change.partition("=")
-    if not sign:
-        raise wrong(f"--set {change!r} is not KEY=VALUE", f"--set {key}=VALUE")
-    for section, keys in known_keys().items():
-        if key in keys:
-            try:
-                sections[section][key] = yaml.safe_load(text)
-            except yaml.YAMLError:
-                raise wrong(f"--set {change!r}: the value is not YAML") from None
-            return
-    raise _unknown(key, "--set", [name for keys in known_keys().values() for name in keys])
-
-
-def _unknown(key: str, source: str, known: Sequence[str]) -> UserError:
-    return wrong(f"{source} has the unknown key `{key}`{_nearest(key, known)}")
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    nearest = difflib.get_close_matches(word, known, n=1, cutoff=0.4)
-    return f"; the nearest is `{nearest[0]}`" if nearest else ""
-
-
 def _parse(name: str, sections: Mapping[str, Mapping[Any, Any]], *, source: str) -> Recipe:
     known = known_keys()
     for section, values in sections.items():
         for key in values:
             if key not in known[section]:
-                raise _unknown(str(key), f"the section `{section}` of {source}", known[section])
+                raise unknown_key(str(key), f"the section `{section}` of {source}", known[section])
     ours = {field.name for field in dataclasses.fields(JobChoice)}
     sft_kinds = sft_keys()
-    training = {key: _meant(key, value) for key, value in sections["training"].items()}
+    training = {key: meant(key, value) for key, value in sections["training"].items()}
     for key in training.keys() - ours:
-        training[key] = _check_kind(key, training[key], *sft_kinds[key], source=source)
+        training[key] = check_kind(key, training[key], *sft_kinds[key], source=source)
     return Recipe(
         name=name,
-        model=_section(ModelChoice, sections["model"], source),
-        data=_section(DataChoice, sections["data"], source),
-        job=_section(JobChoice, {key: value for key, value in training.items() if key in ours}, source),
+        model=section_of(ModelChoice, sections["model"], source),
+        data=section_of(DataChoice, sections["data"], source),
+        job=section_of(JobChoice, {key: value for key, value in training.items() if key in ours}, source),
         sft={key: value for key, value in training.items() if key not in ours},
     )
-
-
-def _meant(key: str, value: Any) -> Any:
-    """Two traps of YAML: `1e-3` (without a point) is read as text, and the `no` of save_strategy as False."""
-    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
-        return float(value)
-    if key.endswith("_strategy") and value is False:
-        return "no"
-    return value
-
-
-def _section(kind: type[T], values: Mapping[str, Any], source: str) -> T:
-    """The values as a dataclass; a missing or wrongly typed one raises UserError."""
-    hints = typing.get_type_hints(kind)
-    checked = {}
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]  # every kind is a dataclass
-        if field.name in values:
-            value = _meant(field.name, values[field.name])
-            checked[field.name] = _check_kind(field.name, value, kinds_of(hints[field.name]), (), source=source)
-        elif field.default is dataclasses.MISSING:
-            raise wrong(f"{source} lacks the key `{field.name}`")
-    return kind(**checked)
-
-
-def kinds_of(hint: Any) -> tuple[str, ...]:
-    """A type annotation as the words that are used here: bool, int, float, str, list, dict, none."""
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        return tuple(kind for part in typing.get_args(hint) for kind in kinds_of(part))
-    hint = typing.get_origin(hint) or hint
-    return ("none",) if hint is type(None) else ("list",) if hint is tuple else (getattr(hint, "__name__", "str"),)
-
-
-def _check_kind(key: str, value: Any, kinds: Sequence[str], values: Sequence[str], *, source: str) -> Any:
-    """The value, a whole number as a float where that is meant. Raises UserError if the key does not take it."""
-    kind = "none" if value is None else type(value).__name__
-    if kind == "int" and "int" not in kinds and "float" in kinds:
-        return float(value)
-    if kind not in kinds:
-        raise wrong(f"`{key}` in {source} is {value!r}, and takes {' or '.join(kinds)}")
-    if values and value is not None and value not in values:
-        nearest = _nearest(str(value), values) if len(values) > 5 else ""
-        raise wrong(f"`{key}` in {source} is {value!r}{nearest or '; it takes ' + ', '.join(values)}")
-    return tuple(value) if isinstance(value, list) and key == "lora_target_modules" else value
 
 
 def template_path(recipe: Recipe) -> Path:
     return TEMPLATES / f"{recipe.model.chat_template}.jinja"
 
 
-def differences(one: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:
+def differences(one: AnyRecipe, other: AnyRecipe) -> dict[str, tuple[Any, Any]]:
     """`section.key` to the two values, for each key whose values differ; None stands for a key that is not set."""
     left, right = one.as_dict(), other.as_dict()
     keys = [(section, key) for section in left for key in {**left[section], **right[section]}]
@@ -334,7 +290,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if len(args.recipes) != (2 if args.verb == "diff" else 1):
         raise wrong(f"{args.verb} takes {'two recipes' if args.verb == 'diff' else 'one recipe'}")
-    found = [load(name, args.set) for name in args.recipes]
+    found = [load_any(name, args.set) for name in args.recipes]
     if args.verb == "diff":
         _show_differences(*found, as_json=args.json)
     elif args.verb == "show" and not args.json:
@@ -346,7 +302,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _show_differences(one: Recipe, other: Recipe, *, as_json: bool) -> None:
+def _show_differences(one: AnyRecipe, other: AnyRecipe, *, as_json: bool) -> None:
     pairs = differences(one, other)
     if as_json:
         cli.result({key: list(pair) for key, pair in pairs.items()}, as_json=True)

@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from training.recipe import LORA_MODULES, TEMPLATES, ModelChoice, template_path, wrong
+from training.recipe import LORA_MODULES, TEMPLATES, ModelChoice, template_path
+from training.recipe_values import wrong
 
 if TYPE_CHECKING:
     from training.recipe import Recipe

@@ -15,8 +15,9 @@ from typing import Any
 
 from infra.cli import Parser, run
 from training import recipe as recipes
-from training.recipe import DataChoice, JobChoice, ModelChoice, Recipe, kinds_of
+from training.recipe import DataChoice, JobChoice, ModelChoice, Recipe
 from training.recipe_checks import RESERVED
+from training.recipe_values import kinds_of
 
 HEADER = ("Hardware", "Memory", "Global batch", "Tokens", "Speed", "Hours", "Cost")
 ABOUT = {

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from azure.ai.ml import MLClient
 
 MODEL_OUTPUT, REPORT_OUTPUT = "model", "report"
-NAME_TAG, JOB_TAG, APPROVED_TAG = "registered_name", "job", "approved"
+MLFLOW_OUTPUT = "trained_model"
+"""What the registry component's pipeline calls its MLflow model; so Microsoft's guide does."""
+NAME_TAG, JOB_TAG, APPROVED_TAG, KIND_TAG = "registered_name", "job", "approved", "model_type"
+CUSTOM, MLFLOW = "custom_model", "mlflow_model"
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,11 @@ class Registered:
 
 
 def register(client: MLClient, job: str, lineage: Mapping[str, str], metrics: Mapping[str, Any]) -> Registered:
-    """Register the output `model` of a finished job as a custom model; the job's existing version if it has one.
+    """Register what a finished job made; the job's existing version if it has one.
 
-    `lineage` are the tags that `training.submit` gave the job (stack, recipe, data, base model, code, registered name);
-    the metrics are added. All tags are strings: Azure ML knows no other.
+    A job of ours makes a custom model, its output `model`; a pipeline of the registry's component an MLflow model, its
+    output `trained_model`. `lineage` are the tags that `training.submit` gave the job (stack, recipe, data, base model,
+    code, registered name); the metrics are added. All tags are strings: Azure ML knows no other.
 
     Raises:
         UserError: Azure ML refuses the registration.
@@ -58,7 +62,9 @@ def register(client: MLClient, job: str, lineage: Mapping[str, str], metrics: Ma
     tags = {key: value for key, value in lineage.items() if key != NAME_TAG}
     tags |= {JOB_TAG: job, APPROVED_TAG: str(bool(metrics.get("approved"))).lower()}
     tags |= metric_tags(metrics)
-    model = Model(name=name, path=f"azureml://jobs/{job}/outputs/{MODEL_OUTPUT}", type="custom_model", tags=tags)
+    kind = lineage.get(KIND_TAG, CUSTOM)
+    output = MLFLOW_OUTPUT if kind == MLFLOW else MODEL_OUTPUT
+    model = Model(name=name, path=f"azureml://jobs/{job}/outputs/{output}", type=kind, tags=tags)
     try:
         made = client.models.create_or_update(model)
     except HttpResponseError as error:

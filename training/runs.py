@@ -56,7 +56,7 @@ class Attempt:
         return f"azureml://datastores/workspaceblobstore/paths/azureml/{self.place}/{MODEL_OUTPUT}/"
 
 
-def next_attempt(client: MLClient, made: Submission, *, fresh: bool) -> Attempt:
+def next_attempt(client: MLClient, made: Submission[Any], *, fresh: bool) -> Attempt:
     """Follow, continue or begin: by the newest attempt that the workspace has of this run."""
     number, job = _newest(client, made)
     name = job_name(made, number + 1)
@@ -71,10 +71,14 @@ def next_attempt(client: MLClient, made: Submission, *, fresh: bool) -> Attempt:
         return Attempt(name, name, why=f"the job {was} has done the same run with other code")
     place = tags.get(PLACE_TAG, was)
     how = "failed" if job.status == "Failed" else "was cancelled"
+    if not made.resumes:
+        return Attempt(
+            name, name, why=f"the job {was} of the same run {how}: beginning anew, a pipeline does not resume"
+        )
     return Attempt(name, place, why=f"the job {was} of the same run {how}: going on from its newest checkpoint, if any")
 
 
-def _newest(client: MLClient, made: Submission) -> tuple[int, Job | None]:
+def _newest(client: MLClient, made: Submission[Any]) -> tuple[int, Job | None]:
     """The newest attempt and its number; 0 and None if there is none."""
     from azure.core.exceptions import ResourceNotFoundError
 

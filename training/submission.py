@@ -20,14 +20,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from infra.cli import WRONG_USE, UserError
 from infra.outputs import PROJECT, StackOutputs
 from training.cluster import Cluster
 from training.dataset import file_hash
 from training.provenance import CODE, GitState, git_state
-from training.recipe import Recipe
+from training.recipe import AnyRecipe, Recipe
 from training.register import MODEL_OUTPUT, NAME_TAG, REPORT_OUTPUT
 
 if TYPE_CHECKING:
@@ -37,17 +37,23 @@ ENVIRONMENT = "finetune-phi-train"
 DATA = "finetune-phi-data"
 EXPERIMENT = "finetune-phi"
 CARD = "card.json"
+R = TypeVar("R", bound=AnyRecipe)
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "data", "environment", ".*")
 
 
 @dataclass(frozen=True)
-class Submission:
-    """A job before anything is uploaded. `base_model`: a folder, or a hub name."""
+class Submission(Generic[R]):
+    """A job before anything is uploaded. `base_model`: a folder, or a name on the hub or in a registry, of which
+    `revision` is wanted.
+    """
 
-    recipe: Recipe
+    recipe: R
     outputs: StackOutputs
     data: Path
     base_model: Path | str
+    revision: str = ""
+    resumes: ClassVar[bool] = True
+    """Whether a job goes on from the checkpoints of one that did not finish."""
 
     @property
     def data_files(self) -> list[Path]:
@@ -66,9 +72,14 @@ class Submission:
         return found
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """What the run learns from what. Not the code: a run goes on after a repair."""
+        return {"recipe": self.recipe.fingerprint, **self.hashes}
+
+    @property
     def key(self) -> str:
-        """10 hex digits for the run: what it learns from what. Not the code: a run goes on after a repair."""
-        whole = json.dumps({"recipe": self.recipe.fingerprint, **self.hashes}, sort_keys=True)
+        """10 hex digits for the run's identity."""
+        whole = json.dumps(self.identity, sort_keys=True)
         return hashlib.sha256(whole.encode()).hexdigest()[:10]
 
     @cached_property
@@ -101,17 +112,19 @@ class Submission:
             "data": f"{DATA}:{self.data_version}",
             **{f"{name}_hash": found for name, found in self.hashes.items() if name != "base_model"},
             "base_model": self.base_model if isinstance(self.base_model, str) else self.base_model.name,
-            "base_model_version": self._base_model_version,
+            "base_model_version": self.revision if isinstance(self.base_model, str) else self.hashes["base_model"],
             "environment": f"{ENVIRONMENT}:{self.environment_version}",
             "code_hash": self.code_hash,
             "git_commit": self.git.commit,
             "git_dirty": str(self.git.dirty).lower(),
             NAME_TAG: self.recipe.model.registered_name,
+            **self.own_tags,
         }
 
     @property
-    def _base_model_version(self) -> str:
-        return self.recipe.model.model_revision if isinstance(self.base_model, str) else self.hashes["base_model"]
+    def own_tags(self) -> dict[str, str]:
+        """What only this kind of job carries."""
+        return {}
 
     def command(self, cluster: Cluster) -> str:
         """What the node runs. Azure ML starts the processes of a distributed job itself, so there is no torchrun."""
@@ -127,8 +140,17 @@ class Submission:
         )
 
 
-def check(recipe: Recipe, outputs: StackOutputs, data: Path) -> Submission:
+def check(recipe: Recipe, outputs: StackOutputs, data: Path) -> Submission[Recipe]:
     """A submission whose parts all exist here. Raises UserError, exit code 2, with the command that mends it."""
+    check_data(recipe, data)
+    made = Submission(recipe, outputs, data, find_base_model(recipe, data), recipe.model.model_revision)
+    _check_length(made)
+    made.environment_version  # noqa: B018 - raises if it cannot be made
+    return made
+
+
+def check_data(recipe: AnyRecipe, data: Path) -> None:
+    """Raises UserError, exit code 2, unless the recipe's data lie here as they were checked."""
     for name in (recipe.data.train_file, recipe.data.eval_file, CARD):
         if not (data / name).is_file():
             what = "incomplete" if data.is_dir() and any(data.iterdir()) else "missing"
@@ -137,43 +159,39 @@ def check(recipe: Recipe, outputs: StackOutputs, data: Path) -> Submission:
                 next_command=_make_data(recipe, data),
                 code=WRONG_USE,
             )
-    made = Submission(recipe, outputs, data, find_base_model(recipe, data))
-    _check_card(made)
-    _check_length(made)
-    made.environment_version  # noqa: B018 - raises if it cannot be made
-    return made
+    _check_card(recipe, data)
 
 
-def _make_data(recipe: Recipe, data: Path) -> str:
+def _make_data(recipe: AnyRecipe, data: Path) -> str:
     share = f" --split {recipe.data.split}" if recipe.data.split else ""
     return f"python -m training.dataset --source {recipe.data.source}{share} --out {data}"
 
 
-def _check_card(made: Submission) -> None:
+def _check_card(recipe: AnyRecipe, data: Path) -> None:
     """The data must be those that the card speaks of, and the card must speak of the recipe's source."""
     try:
-        card = json.loads((made.data / CARD).read_text(encoding="utf-8"))
+        card = json.loads((data / CARD).read_text(encoding="utf-8"))
         hashes, source = card.get("hashes") or {}, card.get("source")
     except (ValueError, AttributeError):
-        fault = f"{made.data / CARD} is damaged"
-        raise UserError(fault, next_command=_make_data(made.recipe, made.data), code=WRONG_USE) from None
-    for path in made.data_files[:2]:
+        fault = f"{data / CARD} is damaged"
+        raise UserError(fault, next_command=_make_data(recipe, data), code=WRONG_USE) from None
+    for path in (data / recipe.data.train_file, data / recipe.data.eval_file):
         if hashes.get(path.name) not in (None, file_hash(path)):
             raise UserError(
                 f"{path} was changed after it was checked: its hash is not the one in {CARD}",
-                next_command=_make_data(made.recipe, made.data),
+                next_command=_make_data(recipe, data),
                 code=WRONG_USE,
             )
-    wanted = made.recipe.data.source
+    wanted = recipe.data.source
     if source and source != wanted and Path(source).resolve() != Path(wanted).resolve():
         raise UserError(
-            f"the data in {made.data} were made from {source}, and the recipe {made.recipe.name} names {wanted}",
-            next_command=f"{_make_data(made.recipe, made.data)}   (or, if these are meant: --set source={source})",
+            f"the data in {data} were made from {source}, and the recipe {recipe.name} names {wanted}",
+            next_command=f"{_make_data(recipe, data)}   (or, if these are meant: --set source={source})",
             code=WRONG_USE,
         )
 
 
-def _check_length(made: Submission) -> None:
+def _check_length(made: Submission[Recipe]) -> None:
     length = made.recipe.sft.get("max_length")
     if length is None or isinstance(made.base_model, str):
         return
@@ -203,7 +221,7 @@ def find_base_model(recipe: Recipe, data: Path) -> Path | str:
 
 
 @contextlib.contextmanager
-def snapshot(recipe: Recipe) -> Iterator[Path]:
+def snapshot(recipe: AnyRecipe) -> Iterator[Path]:
     """A folder with what the node needs: the code, and the recipe with all its values."""
     with tempfile.TemporaryDirectory(prefix="finetune-phi-") as name:
         # the code's folder is named alike each time: azure-ai-ml finds a snapshot again by its contents
@@ -236,7 +254,7 @@ def files_hash(files: dict[str, Path]) -> str:
 # --- Azure ML's form of it ------------------------------------------------------------------------------------------
 
 
-def environment_of(client: MLClient, made: Submission) -> str:
+def environment_of(client: MLClient, made: Submission[Any]) -> str:
     """The id of the job's environment, registered if it is not yet."""
     from azure.ai.ml.entities import BuildContext, Environment
     from azure.core.exceptions import ResourceNotFoundError
@@ -250,7 +268,7 @@ def environment_of(client: MLClient, made: Submission) -> str:
     return f"azureml:{ENVIRONMENT}:{version}"
 
 
-def data_of(client: MLClient, made: Submission) -> str:
+def data_of(client: MLClient, made: Submission[Any]) -> str:
     """The id of the job's data asset, uploaded if it is not yet."""
     from azure.ai.ml.entities import Data
     from azure.core.exceptions import ResourceNotFoundError
@@ -282,7 +300,9 @@ def _together(files: list[Path]) -> Iterator[Path]:
         yield folder
 
 
-def build_job(made: Submission, cluster: Cluster, name: str, output: str | None, code: Path, client: MLClient) -> Any:
+def build_job(
+    made: Submission[Recipe], cluster: Cluster, name: str, output: str | None, code: Path, client: MLClient
+) -> Any:
     """The azure-ai-ml command job. `output`: where the model is to lie, if not where Azure ML puts it by itself."""
     from azure.ai.ml import Input, Output, command
     from azure.ai.ml.entities import ManagedIdentityConfiguration
@@ -315,7 +335,7 @@ def build_job(made: Submission, cluster: Cluster, name: str, output: str | None,
     )
 
 
-def node_variables(made: Submission) -> dict[str, str]:
+def node_variables(made: Submission[Any]) -> dict[str, str]:
     """azure-identity picks the user-assigned identity by its client id, which it reads from AZURE_CLIENT_ID."""
     return {
         "AZURE_CLIENT_ID": made.outputs.training_identity_client_id,
@@ -324,6 +344,6 @@ def node_variables(made: Submission) -> dict[str, str]:
     }
 
 
-def job_name(made: Submission, attempt: int) -> str:
+def job_name(made: Submission[Any], attempt: int) -> str:
     """Unique in a workspace, and known before: two who submit the same run at once make one job."""
     return f"{re.sub(r'[^A-Za-z0-9-]', '-', made.recipe.name)}-{made.key}-{attempt}"

@@ -23,14 +23,17 @@ from infra import cli
 from infra.cli import REFUSED, WRONG_USE, UserError, say
 from infra.outputs import StackOutputs, add_stack_options, load_outputs
 from training import cluster as clusters
+from training import component_pipeline, runs
 from training import recipe as recipes
-from training import runs
 from training.azure_faults import azure_faults
 from training.cluster import Cluster
+from training.component_pipeline import PipelineSubmission
+from training.component_recipe import ComponentRecipe
 from training.dry_run import dry_run, show
 from training.follow import detached, follow, return_command
+from training.recipe import Recipe
 from training.runs import Attempt
-from training.submission import Submission, build_job, check, snapshot
+from training.submission import Submission, build_job, check, check_data, snapshot
 
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient
@@ -42,17 +45,25 @@ def main(argv: list[str]) -> int:
         raise UserError("give one of --recipe (a new job), --attach (one that runs) and --list", code=WRONG_USE)
     if args.list:
         return _list(as_json=args.json)
-    recipe = recipes.load(args.recipe, args.set) if args.recipe else None
+    recipe = recipes.load_any(args.recipe, args.set) if args.recipe else None
     outputs = load_outputs(stack=args.stack, file=args.outputs)
-    made = check(recipe, outputs, args.data) if recipe else None
+    made: Submission[Any] | None = None
+    if isinstance(recipe, Recipe):
+        made = check(recipe, outputs, args.data)
+    elif recipe is not None:
+        check_data(recipe, args.data)
 
     from infra.client import ml_client
 
     client = ml_client(outputs)
-    if made is None:
+    if recipe is None:
         return _to_the_end(client, outputs, args.attach, args)
     with azure_faults(outputs, "asking for the cluster"):
-        cluster = clusters.find(client, made.recipe, outputs)
+        cluster = clusters.find(client, recipe, outputs)
+    if isinstance(recipe, ComponentRecipe):
+        made = component_pipeline.check(recipe, outputs, args.data, cluster)
+    assert made is not None
+    with azure_faults(outputs, "asking for the job"):
         attempt = runs.next_attempt(client, made, fresh=args.fresh)
     if attempt.why:
         say(f"{attempt.why}   (--fresh starts anew)")
@@ -64,7 +75,7 @@ def main(argv: list[str]) -> int:
     return _to_the_end(client, outputs, attempt.name, args, is_done=attempt.is_done)
 
 
-def submit(client: MLClient, made: Submission, cluster: Cluster, attempt: Attempt, changes: list[str]) -> None:
+def submit(client: MLClient, made: Submission[Any], cluster: Cluster, attempt: Attempt, changes: list[str]) -> None:
     """Upload what the job needs and submit it. Raises UserError if Azure ML refuses it."""
     say(f"submitting {attempt.name} to {cluster.name} in {made.outputs.workspace}; uploading what is not there yet …")
     with (
@@ -73,14 +84,17 @@ def submit(client: MLClient, made: Submission, cluster: Cluster, attempt: Attemp
         contextlib.redirect_stdout(io.StringIO()),  # azure-ai-ml prints colour codes after each upload
         contextlib.redirect_stderr(io.StringIO()),
     ):
-        job = build_job(made, cluster, attempt.name, attempt.output, code, client)
+        if isinstance(made, PipelineSubmission):
+            job = component_pipeline.build_job(made, cluster, attempt.name, code, client)
+        else:
+            job = build_job(made, cluster, attempt.name, attempt.output, code, client)
         job.tags = {**job.tags, runs.PLACE_TAG: attempt.place}
         accepted = client.jobs.create_or_update(job)
     runs.record(attempt.name, _record(made, cluster, attempt, changes) | {"studio": accepted.studio_url})
     say(f"submitted {attempt.name}: {accepted.studio_url}")
 
 
-def _record(made: Submission, cluster: Cluster, attempt: Attempt, changes: list[str]) -> dict[str, Any]:
+def _record(made: Submission[Any], cluster: Cluster, attempt: Attempt, changes: list[str]) -> dict[str, Any]:
     """What a reader wants to know of a job when the cluster is long gone."""
     tags = made.tags
     return {
@@ -131,9 +145,13 @@ def follow_to_the_end(client: MLClient, outputs: StackOutputs, name: str) -> Non
     from azure.identity import DefaultAzureCredential
 
     from training.joblog import JobLog
+    from training.pipeline_log import PipelineLog
 
+    with azure_faults(outputs, "asking for the job"):
+        kind = client.jobs.get(name).type
+    whole = PipelineLog if kind == "pipeline" else JobLog
     try:
-        follow(lambda: client.jobs.get(name), JobLog(outputs, DefaultAzureCredential(), name))
+        follow(lambda: client.jobs.get(name), whole(outputs, DefaultAzureCredential(), name))
     except UserError:
         _note_status(client, name)
         raise

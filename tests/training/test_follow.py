@@ -62,7 +62,7 @@ def get(*answers: Any) -> Any:
         answer = next(found)
         if isinstance(answer, Exception):
             raise answer
-        return SimpleNamespace(name="j", status=answer, studio_url="URL")
+        return SimpleNamespace(name="j", status=answer, type="command", studio_url="URL")
 
     return get_job
 
