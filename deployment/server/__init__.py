@@ -10,7 +10,7 @@
     decoding.py       the next token of a row, and the text of a growing list of tokens
     model.py          where the model lies and what its files say
     engines.py        which engine, and why
-    transformers_engine.py, batcher.py, cache.py    plain transformers, all requests decoded together
+    transformers_engine.py, batcher.py, cache.py, prefixes.py    plain transformers, all requests decoded together
     openvino_engine.py, openvino_export.py, openvino_check.py    8-bit weights for CPUs; what they cost
     vllm_engine.py, vllm/    GPUs; it has never run with vLLM
     worker.py         what engines of one thread share

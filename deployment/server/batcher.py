@@ -2,7 +2,8 @@
 
 One thread owns the model and the key/value cache (cache.py). Between two steps new requests are prefilled as one padded
 batch and put under the running rows, finished and cancelled rows are taken out. Each row keeps its own positions, so in
-float32 its greedy text is the one that `model.generate` gives.
+float32 its greedy text is the one that `model.generate` gives. What was computed for an answered conversation is used
+again by its next turn (prefixes.py).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from deployment.server.decoding import next_tokens
+from deployment.server.prefixes import Prefixes
 from deployment.server.rows import Row
 from deployment.server.worker import Worker
 
@@ -32,6 +34,7 @@ class Batcher(Worker):
         slots, queue: as Worker's.
         room: tokens that the cache may hold, prompts, answers and padding together; a row that would not fit waits,
             and one that is alone always fits.
+        kept: tokens of answered conversations that are kept beside that, for their next turns.
     """
 
     def __init__(
@@ -42,7 +45,9 @@ class Batcher(Worker):
         slots: int = 16,
         queue: int = 64,
         room: int | None = None,
+        kept: int = 0,
     ) -> None:
+        self._prefixes = Prefixes(kept)
         self._model, self._stop_ids, self._room = model, stop_ids, room
         self._cache: Batch | None = None
         super().__init__(slots, queue)
@@ -76,7 +81,10 @@ class Batcher(Worker):
         from deployment.server.cache import Batch
 
         self._running = [*self._running, *rows]  # first, so that a failure reaches them too
-        batch, logits = Batch.prefill(self._model, [row.prompt for row in rows])
+        known = [self._prefixes.find(row.prompt) for row in rows]
+        for row, one in zip(rows, known, strict=True):
+            row.reused = one.length
+        batch, logits = Batch.prefill(self._model, [row.prompt for row in rows], known)
         self.steps += 1
         if self._cache is None:
             self._cache = batch
@@ -94,7 +102,16 @@ class Batcher(Worker):
         """Give each of `rows` its next token; those that end leave the batch."""
         tokens = next_tokens(logits, [row.choice for row in rows])
         ended = {id(row) for row, token in zip(rows, tokens, strict=True) if row.give(token, self._stop_ids)}
-        self._drop([place for place, row in enumerate(self._running) if id(row) in ended])
+        places = [place for place, row in enumerate(self._running) if id(row) in ended]
+        for place in places:
+            self._keep(place)
+        self._drop(places)
+
+    def _keep(self, place: int) -> None:
+        """Remember the row at `place` for its conversation's next turn; its last token was never computed upon."""
+        assert self._cache is not None
+        row = self._running[place]
+        self._prefixes.keep([*row.prompt, *row.generated[:-1]], self._cache, place)
 
     def _drop(self, places: list[int]) -> None:
         """Take the running rows at `places` out, from the cache too: the last row comes into each place."""
@@ -108,3 +125,4 @@ class Batcher(Worker):
 
     def _forget(self) -> None:
         self._cache = None
+        self._prefixes.clear()

@@ -15,13 +15,18 @@ Imported by the engine's thread only, as torch and transformers take seconds to 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from deployment.server.prefixes import Known
+
+States: TypeAlias = Sequence[tuple[torch.Tensor, torch.Tensor]]
+"""Each layer's keys and values of one row, without padding: [heads, tokens, head size]."""
 
 ROOM = 64
 """Columns that a buffer gets beyond what it needs."""
@@ -68,6 +73,13 @@ class Columns(CacheLayerMixin):  # type: ignore[no-untyped-call]
     def get_max_length(self) -> int:
         return -1
 
+    def recall(self, row: int, states: tuple[torch.Tensor, torch.Tensor], count: int, end: int) -> None:
+        """Put the first `count` columns of `states` into `row`, to end at column `end`."""
+        if not self.is_initialized:
+            self.lazy_initialization(states[0][None], states[1][None])
+        for buffer, known in zip((self.keys, self.values), states, strict=True):
+            buffer[row, :, end - count : end] = known[:, :count]
+
     def move_row(self, source: int, target: int) -> None:
         self.keys[target], self.values[target] = self.keys[source], self.values[source]
 
@@ -107,15 +119,29 @@ class Batch:
         return len(self.lengths)
 
     @classmethod
-    def prefill(cls, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> tuple[Batch, torch.Tensor]:
-        """A batch of `prompts`, and the logits [rows, vocabulary] of the token after each."""
+    def prefill(
+        cls, model: PreTrainedModel, prompts: Sequence[Sequence[int]], known: Sequence[Known]
+    ) -> tuple[Batch, torch.Tensor]:
+        """A batch of `prompts`, and the logits [rows, vocabulary] of the token after each.
+
+        All rows compute as many columns as the one of which the least is known needs.
+        """
         made = cls(model)
         made.lengths = [len(prompt) for prompt in prompts]
         longest = max(made.lengths)
         made.row_capacity, made.column_capacity = len(prompts), longest + ROOM
-        made.end = longest
-        ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+        new = max(len(prompt) - one.length for prompt, one in zip(prompts, known, strict=True))
+        made.end, made.past = longest, longest - new
+        for row, one in enumerate(known):
+            for layer, states in zip(made._layers, one.states, strict=False):
+                layer.recall(row, states, max(0, made.lengths[row] - new), made.past)
+        ids = torch.tensor([[0] * (new - len(prompt)) + list(prompt[-new:]) for prompt in prompts])
         return made, made._forward(ids)
+
+    def states(self, place: int) -> States:
+        """A copy of the row at `place`."""
+        used = slice(self.end - self.lengths[place], self.end)
+        return [(layer.keys[place, :, used].clone(), layer.values[place, :, used].clone()) for layer in self._layers]
 
     def step(self, tokens: Sequence[int]) -> torch.Tensor:
         """Append one token to each row; the logits [rows, vocabulary] of the next."""

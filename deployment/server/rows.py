@@ -54,6 +54,8 @@ class Row:
     tell: Callable[[Event], None]
     generated: list[int] = field(default_factory=list)
     cancelled: bool = False
+    reused: int = 0
+    """Tokens of the prompt that were not computed again, where the engine says so."""
     first_token: float | None = None
     """When it came, in monotonic seconds."""
 

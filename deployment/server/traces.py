@@ -31,7 +31,7 @@ log = logging.getLogger("deployment.server")
 SERVICE = "finetune-phi"
 TIMEOUT = 5.0
 """Seconds in which Application Insights has to take a batch; it is tried twice."""
-# the exporter's own: reports about itself to Microsoft, settings that it fetches, a metric beside each batch
+# the exporter's own: reports about itself to Microsoft, settings that it fetches, a metric for each batch
 SILENT = (
     "APPLICATIONINSIGHTS_STATSBEAT_DISABLED_ALL",
     "APPLICATIONINSIGHTS_CONTROLPLANE_DISABLED",
@@ -106,6 +106,7 @@ def _told(reply: Reply) -> dict[str, Any]:
     if reply.jobs:
         told["finetune_phi.outcome"] = reply.outcome  # `error.type` would not arrive: the exporter leaves it out
         told["gen_ai.usage.input_tokens"] = sum(job.usage.prompt for job in reply.jobs)
+        told["gen_ai.usage.cache_read.input_tokens"] = sum(job.row.reused for job in reply.jobs)
         told["gen_ai.usage.output_tokens"] = sum(job.usage.completion for job in reply.jobs)
     if reply.finished:
         told["gen_ai.response.finish_reasons"] = [reply.outcome]

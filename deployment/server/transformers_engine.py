@@ -20,6 +20,8 @@ log = logging.getLogger("deployment.server")
 
 CACHE_SHARE = 0.5
 """Of the memory that is free once the model is loaded: for keys and values. The rest is for prompts on their way in."""
+KEPT_SHARE = 0.25
+"""Of that, or of what all slots could use if it is less: for answered conversations, whose next turns begin with it."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,10 @@ class TransformersModel(LoadedModel):
     def start(self, slots: int, queue: int) -> Batcher:
         from deployment.server.batcher import Batcher
 
-        return Batcher(self.model, self.stop_ids, slots=slots, queue=queue, room=cache_room(self.model))
+        room = cache_room(self.model)
+        kept = int(KEPT_SHARE * min(slots * self.context, room or 0))
+        left = None if room is None else room - kept
+        return Batcher(self.model, self.stop_ids, slots=slots, queue=queue, room=left, kept=kept)
 
 
 def load(folder: Path, *, dtype: str = "auto", threads: int | None = None) -> TransformersModel:

@@ -30,12 +30,12 @@ def prompts(dice: random.Random, count: int) -> list[tuple[str, int]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("room", [None, 900])
+@pytest.mark.parametrize(("room", "kept"), [(None, 0), (900, 0), (900, 3000)])
 def test_200_prompts_get_exactly_the_tokens_of_generate_among_joins_and_cancels(
-    larger: TransformersModel, room: int | None
+    larger: TransformersModel, room: int | None, kept: int
 ) -> None:
     dice = random.Random(11)
-    engine = Batcher(larger.model, larger.stop_ids, slots=8, queue=1000, room=room)
+    engine = Batcher(larger.model, larger.stop_ids, slots=8, queue=1000, room=room, kept=kept)
     asked: list[tuple[Row, queue.Queue[Event], int]] = []
     noise: list[Row] = []
     for text, bound in prompts(dice, 200):
@@ -117,12 +117,13 @@ def test_a_buffer_never_has_room_for_many_rows_of_the_longest_length(loaded: Tra
     import torch
 
     from deployment.server.cache import ROOM, Batch
+    from deployment.server.prefixes import Known
 
     with torch.inference_mode():
-        batch, _ = Batch.prefill(loaded.model, [[5, 6, 7]] * 12)
+        batch, _ = Batch.prefill(loaded.model, [[5, 6, 7]] * 12, [Known()] * 12)
         for _ in range(10):
             batch.drop(0)
-        long, _ = Batch.prefill(loaded.model, [list(range(20, 320))])
+        long, _ = Batch.prefill(loaded.model, [list(range(20, 320))], [Known()])
         batch.join(long)
     assert batch.row_capacity == 3
     assert batch.column_capacity <= 300 + ROOM

@@ -100,6 +100,9 @@ def post(server: Server, *, headers: dict[str, str] | None = None, **fields: obj
 def test_a_request_is_a_span_that_counts_and_times_its_tokens_and_belongs_to_its_caller(
     traced: Server, sink: Sink
 ) -> None:
+    post(traced)
+    flush(traced)
+    sink.items.clear()
     whole = post(traced, headers={"traceparent": PARENT}).json()
     flush(traced)
     (one,) = sink.spans
@@ -113,6 +116,7 @@ def test_a_request_is_a_span_that_counts_and_times_its_tokens_and_belongs_to_its
     assert told["gen_ai.response.id"] == whole["id"]
     assert int(told["gen_ai.usage.input_tokens"]) == whole["usage"]["prompt_tokens"]
     assert int(told["gen_ai.usage.output_tokens"]) == whole["usage"]["completion_tokens"]
+    assert int(told["gen_ai.usage.cache_read.input_tokens"]) == whole["usage"]["prompt_tokens"] - 1
     assert whole["choices"][0]["finish_reason"] in told["gen_ai.response.finish_reasons"]
     assert 0 < float(told["gen_ai.response.time_to_first_chunk"]) <= seconds(one["duration"])
 
@@ -218,6 +222,17 @@ def test_a_string_that_is_none_is_refused_without_being_repeated() -> None:
     with pytest.raises(UserError, match="no connection string") as refused:
         traces.configured({"APPLICATIONINSIGHTS_CONNECTION_STRING": "InstrumentationKey=my secret"})
     assert "secret" not in str(refused.value) + str(refused.value.next_command)
+
+
+def test_the_exporter_asks_and_tells_nobody_else(sink: Sink) -> None:
+    """Reports about itself, and settings that it fetches from Microsoft, would each have a thread."""
+    code = (
+        "import os, threading; from deployment.server import traces; traces.configured(os.environ); "
+        "print([one.name for one in threading.enumerate()])"
+    )
+    own = {"APPLICATIONINSIGHTS_CONNECTION_STRING": sink.connection}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **own})
+    assert done.stdout.strip() == "['MainThread', 'OtelBatchSpanRecordProcessor']", done.stderr
 
 
 def test_without_configuration_nothing_of_it_is_imported() -> None:
