@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from starlette.requests import Request
 
+from emulator.arm.rights import permits
 from emulator.blob_error import BlobError
 from emulator.entra import Entra
-from emulator.runner.permissions import permits
 from emulator.sas import SharedAccess
 from emulator.state import State
 

@@ -60,7 +60,7 @@ class Entra:
             Route("/{tenant}/oauth2/token", self.token, methods=["POST"]),
         ]
 
-    def issue(self, audience: str, *, client_id: str, object_id: str, lifetime: int = LIFETIME) -> str:
+    def issue(self, audience: str, *, client_id: str, object_id: str, lifetime: int = LIFETIME, **more: str) -> str:
         now = int(time.time())
         claims = {
             "aud": audience.removesuffix("/.default").rstrip("/"),
@@ -73,6 +73,7 @@ class Entra:
             "sub": object_id,
             "tid": TENANT_ID,
             "ver": "1.0",
+            **more,
         }
         return jwt.encode(claims, self._key, algorithm="HS256")
 

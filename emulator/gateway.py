@@ -17,12 +17,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from emulator.arm.rights import SCORE, permits
 from emulator.arm.schema import Body
 from emulator.entra import Entra
 from emulator.machinelearning.endpoints import ENDPOINT
 from emulator.runner.deployments import DeploymentRunner, Server
 from emulator.runner.jobs import parse_duration
-from emulator.runner.permissions import SCORE, permits
 from emulator.state import State
 
 HOP_BY_HOP = {
@@ -85,6 +85,9 @@ class Gateway:
             keys = self._state.record("endpoint-keys", endpoint["id"]) or {}
             given = authorization.removeprefix("Bearer ")
             return None if any(hmac.compare_digest(given.encode(), key.encode()) for key in keys.values()) else bad
+        if endpoint["properties"]["authMode"].lower() == "amltoken":
+            own = self._entra.check(authorization, ("azureml",)) or {}
+            return None if own.get("endpointName") == endpoint["name"] else bad
         claims = self._entra.check(authorization, ("https://ml.azure.com",))
         if claims is None:
             return bad

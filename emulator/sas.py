@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 from azure.storage.blob import (
-    AccountSasPermissions,
     BlobSasPermissions,
     ContainerSasPermissions,
     ResourceTypes,
@@ -36,14 +35,13 @@ class SharedAccess:
         return base64.b64encode(hmac.new(self._secret, account.encode(), hashlib.sha512).digest()).decode()
 
     def for_account(self, account: str) -> str:
-        return generate_account_sas(
-            account,
-            self.key(account),
-            ResourceTypes(container=True, object=True),
-            AccountSasPermissions(read=True, write=True, delete=True, list=True, add=True, create=True),
-            expiry=datetime.now(UTC) + LIFETIME,
-            protocol="https",
-        )
+        """As Azure ML hands it out: with a question mark first, and in this order, on which clients have come to rely
+        (azure-ai-ml 1.35 takes it for a key and cannot decode it).
+        """
+        kinds, may = ResourceTypes(container=True, object=True), "rcuwdl"
+        made = generate_account_sas(account, self.key(account), kinds, may, datetime.now(UTC) + LIFETIME)
+        parts = dict(part.split("=", 1) for part in made.split("&"))
+        return "?" + "&".join(f"{name}={parts[name]}" for name in ("sv", "sig", "se", "srt", "ss", "sp"))
 
     def for_container(self, account: str, container: str) -> str:
         allowed = ContainerSasPermissions(read=True, write=True, delete=True, list=True, add=True, create=True)

@@ -21,9 +21,9 @@ from starlette.routing import Host, Mount, Route, Router
 
 from emulator.arm.groups import Groups
 from emulator.arm.resources import Arm, error_response
-from emulator.arm.rights import Rights
 from emulator.arm.schema import ArmError
 from emulator.arm.soft_deleted import SoftDeleted
+from emulator.arm.subscription import Subscription
 from emulator.blobs import Blobs
 from emulator.entra import Entra
 from emulator.faults import Faults
@@ -70,7 +70,7 @@ class Emulator:
         operations = arm.operations
         Groups(arm)
         SoftDeleted(arm)
-        Rights(arm, entra)
+        Subscription(arm)
         workspaces = Workspaces(arm, operations, blobs)
         Computes(arm, operations)
         Assets(arm, blobs)

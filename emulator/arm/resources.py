@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -12,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from emulator.arm import body as bodies
-from emulator.arm import locks, soft_delete, validation
+from emulator.arm import locks, rights, soft_delete, validation
 from emulator.arm.ids import ResourceId
 from emulator.arm.operations import Handler, Operations
 from emulator.arm.schema import TYPES, ArmError, Body, known
@@ -47,15 +48,19 @@ class Arm:
         self._deleted[resource_type.lower()] = hook
 
     async def handle(self, request: Request) -> Response:
+        begun = time.perf_counter()
         try:
-            if self._entra.check(request.headers.get("authorization", ""), ARM_AUDIENCES) is None:
-                raise ArmError(
-                    401, "AuthenticationFailed", "Authentication failed. The access token is missing or invalid."
-                )
+            claims = self._entra.check(request.headers.get("authorization", ""), ARM_AUDIENCES)
+            if claims is None:
+                message = "Authentication failed. The access token is missing or invalid."
+                raise ArmError(401, "AuthenticationFailed", message)
+            request.state.claims = claims
             response = await self._dispatch(request)
         except ArmError as error:
             response = error_response(error)
         response.headers["x-ms-request-id"] = response.headers["x-ms-correlation-request-id"] = str(uuid.uuid4())
+        response.headers["x-ms-response-type"] = "standard" if response.status_code < 400 else "error"
+        response.headers["x-request-time"] = f"{time.perf_counter() - begun:.3f}"
         return response
 
     async def _dispatch(self, request: Request) -> Response:
@@ -72,10 +77,11 @@ class Arm:
         rid = ResourceId.parse(path)
         if rid is None:
             raise not_emulated(request)
+        rights.check(self.state, request.state.claims, request.method, rid)
         locks.check(self.state, rid, request.method)
         operation = self._operations.get((request.method, rid.type.lower()))
         if operation is not None:
-            return await operation(request, rid)
+            return _located(await operation(request, rid), request, rid)
         if rid.type.lower() not in TYPES:
             raise not_emulated(request)
         return await self._generic(request, rid)
@@ -251,6 +257,15 @@ class Arm:
 def _below_subscription(parts: list[str]) -> ResourceId:
     """`/subscriptions/S/providers[/NAMESPACE]` or `…/operationresults/ID`, which name no resource."""
     return ResourceId("/" + "/".join(parts[:2]), "".join(parts[3:]), (), tuple(parts[3:]))
+
+
+def _located(response: Response, request: Request, rid: ResourceId) -> Response:
+    """What a PUT in a workspace made has its own address as Location, a long-running one's too; computes have none."""
+    nested = rid.namespace.lower() == "microsoft.machinelearningservices" and len(rid.types) > 1
+    made = request.method == "PUT" and (response.status_code == 201 or "location" in response.headers)
+    if nested and made and rid.types[1].lower() != "computes":
+        response.headers["Location"] = str(request.url)
+    return response
 
 
 def subscription() -> Body:

@@ -11,6 +11,7 @@ import re
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from emulator.arm.ids import ResourceId
@@ -67,10 +68,23 @@ def _cosmos(rid: ResourceId, body: Body) -> Body:
 
 def _workspace(rid: ResourceId, body: Body) -> Body:
     host = f"{str(body.get('location')).replace(' ', '').lower()}.api.azureml.ms"
+    number = str(uuid.uuid4())
+    notebooks = f"ml-{rid.name}-{host.split('.')[0]}-{number}.{host.split('.')[0]}.notebooks.azure.net".lower()
+    notebook: Body = {"resourceId": uuid.uuid4().hex, "fqdn": notebooks, "isPrivateLinkEnabled": False}
     return {
-        "workspaceId": str(uuid.uuid4()),
+        "workspaceId": number,
         "discoveryUrl": f"https://{host}/discovery",
         "mlFlowTrackingUri": f"azureml://{host}/mlflow/v1.0{rid}",
+        "tenantId": TENANT_ID,
+        "creationTime": datetime.now(UTC).isoformat(),
+        "notebookInfo": {**notebook, "notebookPreparationError": None},
+        "allowRoleAssignmentOnRG": True,
+        "softDeleteEnabled": False,
+        "storageHnsEnabled": False,
+        "linkedModelInventoryArmId": None,
+        "privateLinkCount": 0,
+        "ipAllowlist": [],
+        "networkAcls": {"defaultAction": "Allow", "bypass": "", "ipRules": [], "resourceAccessRules": []},
     }
 
 

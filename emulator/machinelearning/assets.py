@@ -16,6 +16,7 @@ from emulator.arm.operations import ML
 from emulator.arm.resources import Arm, json_body
 from emulator.arm.schema import ArmError, Body
 from emulator.blobs import Blobs
+from emulator.machinelearning import shapes
 from emulator.runner import locations
 
 WORKSPACE = f"{ML}/workspaces"
@@ -33,8 +34,8 @@ def system_data(before: Body | None = None) -> Body:
     """Who made and changed a resource and when. Clients want both times or none."""
     now = datetime.now(UTC).isoformat()
     created = (before or {}).get("systemData", {}).get("createdAt", now)
-    by = {"createdBy": "emulator", "createdByType": "Application"}
-    return {**by, "createdAt": created, "lastModifiedAt": now, "lastModifiedBy": "emulator"}
+    by = {"createdBy": "emulator", "createdByType": "Application", "createdAt": created}
+    return {**by, "lastModifiedBy": "emulator", "lastModifiedByType": "Application", "lastModifiedAt": now}
 
 
 class Assets:
@@ -56,7 +57,8 @@ class Assets:
         self._arm.check_parent(rid)
         before = self._state.get(str(rid))
         body = {"id": str(rid), "name": rid.name, "type": rid.type, "systemData": system_data(before)}
-        body["properties"] = {**((before or {}).get("properties", {})), **properties, "provisioningState": "Succeeded"}
+        given = shapes.filled(shapes.CONTAINER, {**((before or {}).get("properties", {})), **properties})
+        body["properties"] = {**given, "provisioningState": "Succeeded"}
         self._state.put(str(rid), body, parent=rid.parent)
         return body
 
@@ -84,7 +86,8 @@ class Assets:
         before = self._state.get(str(rid))
         if kind == "models":
             properties["modelUri"] = self._model_uri(workspace, properties)
-            properties.setdefault("flavors", {})
+        if properties.get("condaFile"):
+            properties["condaFile"] = shapes.conda(str(properties["condaFile"]))
         if before is not None:
             for name in KINDS[kind]:
                 if name in properties and before["properties"].get(name) != properties[name]:
@@ -94,13 +97,12 @@ class Assets:
         assert container is not None
         self._make_container(container, {"isAnonymous": True} if properties.get("isAnonymous") else {})
         kept = before["properties"] if before else {}
-        defaults = {"isArchived": False, "isAnonymous": False, "tags": {}, "properties": {}}
         stored = {
             "id": str(rid),
             "name": rid.name,
             "type": rid.type,
             "systemData": system_data(before),
-            "properties": {**defaults, **kept, **properties, "provisioningState": "Succeeded"},
+            "properties": shapes.version(kind, {**kept, **properties}),
         }
         self._state.put(str(rid), stored, parent=rid.parent)
         return JSONResponse(stored, 200 if before else 201)

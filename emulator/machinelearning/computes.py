@@ -17,6 +17,7 @@ from emulator.arm.ids import ResourceId
 from emulator.arm.operations import ML, Operations
 from emulator.arm.resources import Arm, json_body
 from emulator.arm.schema import ArmError, Body
+from emulator.machinelearning import shapes
 
 COMPUTE = f"{ML}/workspaces/computes"
 
@@ -40,6 +41,15 @@ SIZES = {
     "Standard_F8s_v2": ("standardFSv2Family", 8, 0, 16.0),
 }
 SERVICE = f"{ML}/computeOperation"
+JOB = f"{ML}/workspaces/jobs"
+NODES = ("currentNodeCount", "targetNodeCount", "nodeStateCounts")
+STATES = ("preparing", "running", "idle", "unusable", "leaving", "preempted")
+COUNTS = [f"{state}NodeCount" for state in STATES]
+# What a job's nodes are doing, by its status.
+BUSY = {
+    "Preparing": "preparingNodeCount",
+    **dict.fromkeys(("Running", "Finalizing", "CancelRequested"), "runningNodeCount"),
+}
 IGNORED = ("vmSize", "vmPriority", "subnet", "osType")  # when a cluster is changed
 QUOTA = 200  # vCPUs per family
 TOTALS = ("Total Cluster Dedicated Regional vCPUs", "Total Cluster Low Priority Regional vCPUs")
@@ -50,6 +60,7 @@ class Computes:
     def __init__(self, arm: Arm, operations: Operations) -> None:
         self._arm, self._state, self._operations = arm, arm.state, operations
         arm.on("PUT", COMPUTE, self.put)
+        arm.on("GET", COMPUTE, self.get)
         arm.on("DELETE", COMPUTE, self.delete)
         arm.on("GET", f"{ML}/locations/vmSizes", self.sizes)
         arm.on("GET", f"{ML}/locations/usages", self.usages)
@@ -59,13 +70,37 @@ class Computes:
         body, before = self._arm.check(rid, await json_body(request))
         self._check_cluster(body["properties"])
         inner = body["properties"]["properties"]
-        idle = {"allocationState": "Steady", "currentNodeCount": 0, "targetNodeCount": 0}
-        nodes = {**idle, "allocationStateTransitionTime": datetime.now(UTC).isoformat()}
-        if before is None:
-            inner |= nodes
-        else:
-            self._keep(inner, before["properties"]["properties"], (*IGNORED, *nodes))
-        return self._arm.answer(rid, *self._arm.save(rid, body, before), service=SERVICE)
+        if before is not None:
+            self._keep(inner, before["properties"]["properties"], IGNORED)
+        with self._state.transaction():
+            stored, created = self._arm.save(rid, shapes.filled({"tags": {}}, body), before)
+            stored["properties"] = _described(stored, before)
+            self._state.put(str(rid), stored, parent=rid.parent)
+        unknown = {**stored["properties"]["properties"], **dict.fromkeys((*NODES, "allocationState"))}
+        going = {**stored, "properties": {**stored["properties"], "properties": unknown}}
+        return self._arm.answer(rid, going, created, service=SERVICE)
+
+    async def get(self, request: Request, rid: ResourceId) -> Response:
+        """One, or all of the workspace, with the nodes that are busy at this moment."""
+        if not rid.is_collection:
+            return JSONResponse(self._with_nodes(self._arm.existing(rid)))
+        self._arm.check_parent(rid)
+        return JSONResponse({"value": [self._with_nodes(one) for one in self._arm.listed(rid)]})
+
+    def _with_nodes(self, compute: Body) -> Body:
+        """Azure brings nodes up for jobs that wait, and keeps them a while; here they come and go with the jobs."""
+        inner = compute["properties"]["properties"]
+        counts = dict.fromkeys(COUNTS, 0)
+        for job in self._state.children(compute["id"].rsplit("/computes/", 1)[0], JOB):
+            if str(job["properties"].get("computeId")).lower() == compute["id"].lower():
+                nodes = int((job["properties"].get("resources") or {}).get("instanceCount") or 1)
+                if state := BUSY.get(job["properties"]["status"]):
+                    counts[state] += nodes
+        busy = counts["preparingNodeCount"] + counts["runningNodeCount"]
+        counts["idleNodeCount"] = max(0, int(inner["scaleSettings"].get("minNodeCount") or 0) - busy)
+        present = busy + counts["idleNodeCount"]
+        inner |= {"currentNodeCount": present, "targetNodeCount": present, "nodeStateCounts": counts}
+        return compute
 
     @staticmethod
     def _keep(wanted: Body, held: Body, names: Iterable[str]) -> None:
@@ -134,3 +169,18 @@ class Computes:
             for name, (family, cores, gpus, _) in SIZES.items()
         ]
         return JSONResponse({"value": value})
+
+
+def _described(compute: Body, before: Body | None) -> Body:
+    """A compute's properties as Azure answers them; the password of its nodes' user is never among them."""
+    now = datetime.now(UTC).isoformat()
+    held = (before or {}).get("properties") or {}
+    inner = shapes.filled(shapes.CLUSTER, compute["properties"]["properties"])
+    scale = {"minNodeCount": 0, "nodeIdleTimeBeforeScaleDown": "PT120S"}
+    inner["scaleSettings"] = shapes.filled(scale, inner["scaleSettings"])
+    if user := inner.get("userAccountCredentials"):
+        inner["userAccountCredentials"] = {**user, "adminUserPassword": None}
+    since = (held.get("properties") or {}).get("allocationStateTransitionTime", now)
+    inner |= {"allocationState": "Steady", "allocationStateTransitionTime": since}
+    made = {"createdOn": held.get("createdOn", now), "modifiedOn": now, "computeLocation": compute["location"]}
+    return {**shapes.filled(shapes.COMPUTE, compute["properties"]), **made, "properties": inner}

@@ -14,13 +14,13 @@ from starlette.responses import JSONResponse, Response
 from emulator.arm.ids import ResourceId
 from emulator.arm.operations import ML, Operations
 from emulator.arm.resources import Arm, json_body
+from emulator.arm.rights import ROLE, SCORE
 from emulator.arm.schema import ArmError, Body
 from emulator.entra import LIFETIME, Entra
-from emulator.home import DEPLOYER_CLIENT_ID, DEPLOYER_OBJECT_ID
+from emulator.machinelearning import shapes
 from emulator.machinelearning.assets import system_data
 from emulator.machinelearning.computes import QUOTA, SIZES
 from emulator.runner.deployments import INITIALIZER, SERVER, DeploymentRunner
-from emulator.runner.permissions import ROLE
 
 ENDPOINT = f"{ML}/workspaces/onlineEndpoints"
 DEPLOYMENT = f"{ENDPOINT}/deployments"
@@ -67,7 +67,8 @@ class Endpoints:
         kept = before["properties"] if before else {}
         location = body["location"].replace(" ", "").lower()
         address = f"https://{rid.name}.{location}.inference.ml.azure.com"
-        stored = {
+        headers = self._operations.start(location)
+        stored: Body = {
             "id": str(rid),
             "name": rid.name,
             "type": rid.type,
@@ -78,11 +79,12 @@ class Endpoints:
             "identity": (before or {}).get("identity")
             or self._arm.resolve_identity(body.get("identity") or {"type": "SystemAssigned"}),
             "properties": {
-                "description": None,
-                "properties": {},
-                "publicNetworkAccess": "Enabled",
-                "mirrorTraffic": {},
-                **properties,
+                **shapes.filled(shapes.ENDPOINT, properties),
+                "properties": {
+                    **(properties.get("properties") or {}),
+                    "azureml.onlineendpointid": str(rid).lower(),
+                    "AzureAsyncOperationUri": headers["Azure-AsyncOperation"],
+                },
                 "traffic": properties.get("traffic") or {},
                 "scoringUri": kept.get("scoringUri", f"{address}/score"),
                 "swaggerUri": f"{address}/swagger.json",
@@ -93,7 +95,11 @@ class Endpoints:
             self._state.put(str(rid), stored, parent=rid.parent)
             if before is None:
                 self._state.save_record("endpoint-keys", str(rid), _new_keys())
-        return JSONResponse(stored, 200 if before else 201, self._operations.start(location))
+        going: Body = {"provisioningState": "Updating"}
+        if before is None:
+            going = {"provisioningState": "Creating", "scoringUri": None, "swaggerUri": None}
+        answered = {**stored, "properties": {**stored["properties"], **going}}
+        return JSONResponse(answered, 200 if before else 201, headers)
 
     def _check_endpoint(self, rid: ResourceId, body: Body, before: Body | None) -> None:
         if not re.fullmatch(NAME, rid.name):
@@ -205,9 +211,11 @@ class Endpoints:
         return Response(status_code=202, headers=self._operations.start("local"))
 
     async def token(self, request: Request, rid: ResourceId) -> Response:
+        """For this endpoint alone, which asks nobody about the roles of who shows it."""
         endpoint, _ = rid.action
         self._arm.existing(endpoint)
-        issued = self._entra.issue("https://ml.azure.com", client_id=DEPLOYER_CLIENT_ID, object_id=DEPLOYER_OBJECT_ID)
+        who = {"client_id": request.state.claims["appid"], "object_id": request.state.claims["oid"]}
+        issued = self._entra.issue("azureml", **who, endpointName=endpoint.name, actions=json.dumps([SCORE]))
         expiry = int((datetime.now(UTC) + timedelta(seconds=LIFETIME)).timestamp())
         times = {"expiryTimeUtc": expiry, "refreshAfterTimeUtc": expiry - LIFETIME // 2}
         return JSONResponse({"accessToken": issued, "tokenType": "Bearer", **times})
@@ -222,6 +230,7 @@ class Endpoints:
         self._check_still(before)
         self._check_deployment(rid, body)
         self._check_quota(rid, body)
+        headers = self._operations.start(body["location"], self._runner.create(str(rid)))
         stored = {
             "id": str(rid),
             "name": rid.name,
@@ -229,13 +238,14 @@ class Endpoints:
             "location": body["location"],
             "tags": body.get("tags") or {},
             "kind": "Managed",
-            "sku": body.get("sku") or {"name": "Default", "capacity": 1},
+            "sku": {"name": "Default", "tier": "Standard", "capacity": 1, **(body.get("sku") or {})},
             "systemData": system_data(before),
             "properties": {
-                "description": None,
-                "properties": {},
-                "environmentVariables": {},
-                **properties,
+                **shapes.filled(shapes.DEPLOYMENT, properties),
+                "properties": {
+                    **(properties.get("properties") or {}),
+                    "AzureAsyncOperationUri": headers["Azure-AsyncOperation"],
+                },
                 "scaleSettings": properties.get("scaleSettings") or {"scaleType": "Default"},
                 "livenessProbe": {**PROBE, **(properties.get("livenessProbe") or {})},
                 "readinessProbe": {**PROBE, **(properties.get("readinessProbe") or {})},
@@ -244,7 +254,6 @@ class Endpoints:
             },
         }
         self._state.put(str(rid), stored, parent=rid.parent)
-        headers = self._operations.start(stored["location"], self._runner.create(str(rid)))
         return JSONResponse(stored, 200 if before else 201, headers)
 
     def _check_deployment(self, rid: ResourceId, body: Body) -> None:

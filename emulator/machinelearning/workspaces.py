@@ -13,6 +13,8 @@ from emulator.arm.operations import ML, Operations
 from emulator.arm.resources import Arm, json_body
 from emulator.arm.schema import ArmError, Body
 from emulator.blobs import Blobs
+from emulator.machinelearning import shapes
+from emulator.machinelearning.assets import system_data
 
 WORKSPACE = f"{ML}/workspaces"
 DATASTORE = f"{WORKSPACE}/datastores"
@@ -46,7 +48,12 @@ class Workspaces:
         self._check_identity(body)
         self._check_dependencies(body.get("properties") or {})
         body["properties"].pop("allowRecoverSoftDeletedWorkspace", None)  # said in a request, never answered
-        stored, created = self._arm.save(rid, body, before)
+        body["properties"] = shapes.filled({**shapes.WORKSPACE, "friendlyName": rid.name}, body["properties"])
+        members = {"tags": {}, "kind": "Default", "sku": {"name": "Basic", "tier": "Basic"}}
+        with self._state.transaction():
+            stored, created = self._arm.save(rid, shapes.filled(members, body), before)
+            stored |= {"etag": None, "systemData": system_data(before)}
+            self._state.put(str(rid), stored, parent=rid.parent)
         if created:
             self._make_datastores(rid, stored)
         return self._arm.answer(rid, stored, created, service=SERVICE)
@@ -99,7 +106,9 @@ class Workspaces:
                 "id": str(store_id),
                 "name": name,
                 "type": store_id.type,
+                "systemData": system_data(),
                 "properties": {
+                    **shapes.DATASTORE,
                     "datastoreType": "AzureBlob",
                     "accountName": account,
                     "containerName": container,
@@ -107,7 +116,7 @@ class Workspaces:
                     "protocol": "https",
                     "isDefault": name == "workspaceblobstore",
                     "credentials": {"credentialsType": "None" if identity else "AccountKey"},
-                    "serviceDataAccessAuthIdentity": "WorkspaceSystemAssignedIdentity" if identity else "None",
+                    "serviceDataAccessAuthIdentity": "WorkspaceSystemAssignedIdentity",
                     "subscriptionId": rid.scope.split("/")[2],
                     "resourceGroup": rid.scope.split("/")[4],
                 },

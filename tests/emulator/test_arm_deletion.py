@@ -87,7 +87,7 @@ def test_a_group_is_deleted_by_an_operation_with_a_location(arm: ArmInProcess) -
     assert answer.status_code == 202 and answer.content == b""
     assert "/operationresults/" in answer.headers["Location"] and "Azure-AsyncOperation" not in answer.headers
     assert follow(arm, answer).status_code == 204
-    assert arm.emulator.state.below("/subscriptions") == []
+    assert arm.emulator.state.below(SUBSCRIPTION) == []
     assert refusal(arm, "DELETE", GROUP)[:2] == (404, "ResourceGroupNotFound")
     assert refusal(arm, "DELETE", STORAGE)[:2] == (404, "ResourceGroupNotFound")
 
@@ -244,7 +244,9 @@ def test_a_soft_deleted_workspace_is_recovered_as_it_was(arm: ArmInProcess) -> N
     answer = arm.send("PUT", WORKSPACE, body=wanted)
     assert answer.status_code == 201
     follow(arm, answer)
-    assert arm.send("GET", WORKSPACE).json() == before
+    after = arm.send("GET", WORKSPACE).json()
+    assert {**after, "systemData": None} == {**before, "systemData": None}
+    assert after["systemData"]["createdAt"] == before["systemData"]["createdAt"]
     assert names(arm, f"{WORKSPACE}/datastores") == ["workspaceblobstore", "workspaceartifactstore"]
     assert names(arm, f"{WORKSPACE}/computes") == []  # clusters are deleted for good
     assert arm.send("DELETE", WORKSPACE).status_code == 202

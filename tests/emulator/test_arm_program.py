@@ -10,6 +10,7 @@ from emulator.home import DEPLOYER_OBJECT_ID
 from tests.infra.conftest import Cli
 from tests.infra.conftest import arm as arm  # the fixtures
 from tests.infra.conftest import pulumi as pulumi
+from tests.support.arm_in_process import SUBSCRIPTION
 
 EVERYTHING: dict[str, Any] = {
     "grants": "least",
@@ -46,4 +47,4 @@ def test_a_group_with_everything_in_it_is_deleted_by_one_request(pulumi: Cli) ->
     pulumi.up(**EVERYTHING)
     assert pulumi("destroy", "--yes")[0] == 0
     assert [path.count("/providers/") for path in pulumi.arm.changes("DELETE")] == [0]
-    assert pulumi.arm.emulator.state.below("/subscriptions") == []
+    assert pulumi.arm.emulator.state.below(f"/subscriptions/{SUBSCRIPTION}") == []

@@ -249,7 +249,7 @@ def test_a_clusters_other_size_is_accepted_and_ignored(arm: ArmInProcess) -> Non
     answer = arm.send("PUT", CLUSTER, body=changed(CLUSTER, {**other, f"{inner}/scaleSettings/maxNodeCount": 4}))
     assert answer.status_code == 200
     held = arm.send("GET", CLUSTER).json()["properties"]["properties"]
-    assert (held["vmSize"], held["vmPriority"], held.get("osType")) == ("Standard_DS3_v2", "Dedicated", None)
+    assert (held["vmSize"], held["vmPriority"], held["osType"]) == ("Standard_DS3_v2", "Dedicated", "Linux")
     assert held["scaleSettings"]["maxNodeCount"] == 4
 
 

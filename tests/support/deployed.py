@@ -86,7 +86,7 @@ class Deployed:
         return self.finish(answer.headers["Azure-AsyncOperation"], name)
 
     def finish(self, operation: str, name: str) -> str:
-        while (seen := self.arm.send("GET", operation).json())["status"] == "InProgress":
+        while (seen := self.arm.send("GET", operation).json())["status"] not in ("Succeeded", "Failed"):
             time.sleep(0.05)
         state = self.arm.send("GET", f"{ENDPOINT}/deployments/{name}").json()["properties"]["provisioningState"]
         return state if "error" not in seen else f"{state}: {seen['error']['code']}: {seen['error']['message']}"
