@@ -125,8 +125,8 @@ teardown: stack  ## delete the stack's endpoints, and nothing else
 	$(RUN) -m deployment.teardown --stack $(STACK) $(if $(LOCAL)$(YES),--yes)
 
 .PHONY: guide
-guide: $(READY)  ## Microsoft's own guide against the local Azure ML: make guide GUIDE=FOLDER with its files
-	GUIDE=$(call quoted,$(abspath $(GUIDE))) $(PY) -m pytest tests/emulator/test_guide.py -rs
+guide: $(READY)  ## one of Microsoft's two guides against the local Azure ML: make guide GUIDE=FOLDER with its files
+	GUIDE=$(call quoted,$(abspath $(GUIDE))) $(PY) -m pytest tests/emulator/test_guide.py tests/emulator/test_second_guide.py -rs
 
 bench: $(READY)  ## our recipe beside the guide's settings, on this machine; docs/performance.md from the results
 	$(PY) -m bench.training

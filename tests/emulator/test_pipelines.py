@@ -1,0 +1,270 @@
+"""Pipeline jobs as azure-ai-ml writes them: order, data between nodes, failures, cancellation, what clients see."""
+
+# without `from __future__ import annotations`: azure-ai-ml reads the types of a pipeline's parameters
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emulator.testing import AzureMl
+
+pytest_plugins = ["emulator.testing"]
+ENVIRONMENT = "azureml://registries/azureml/environments/acft-hf-nlp-gpu/versions/112"
+
+
+def step(name: str, script: str, **inputs: Any) -> Any:
+    """A command component with an output folder `out`."""
+    from azure.ai.ml import Output, command
+
+    made = {"out": Output(type="uri_folder")}
+    return command(name=name, command=script, inputs=inputs, outputs=made, environment=ENVIRONMENT, compute="cpu")
+
+
+def folder() -> Any:
+    from azure.ai.ml import Input
+
+    return Input(type="uri_folder")
+
+
+def run(azure_ml: AzureMl, pipeline: Any) -> str:
+    return str(azure_ml.client().jobs.create_or_update(pipeline(), experiment_name="pipelines").name)
+
+
+def children(azure_ml: AzureMl, name: str) -> dict[str, str]:
+    """The state of each child by its display name."""
+    return {str(one.display_name): str(one.status) for one in azure_ml.client().jobs.list(parent_job_name=name)}
+
+
+def downloaded(azure_ml: AzureMl, name: str, output: str, to: Path) -> Path:
+    azure_ml.client().jobs.download(name, output_name=output, download_path=to)
+    return to / "named-outputs" / output
+
+
+def test_what_one_node_wrote_the_next_one_reads_and_the_pipeline_gives_back(azure_ml: AzureMl, tmp_path: Path) -> None:
+    from azure.ai.ml.dsl import pipeline
+
+    azure_ml.client()
+    first = step("first", "echo ${{inputs.word}} > ${{outputs.out}}/word.txt", word="none")
+    second = step("second", "tr a-z A-Z < ${{inputs.words}}/word.txt > ${{outputs.out}}/word.txt", words=folder())
+
+    @pipeline(name="two-steps")
+    def two(word: str = "hello") -> dict[str, Any]:
+        made = first(word=word)
+        loud = second(words=made.outputs.out)
+        return {"loud": loud.outputs.out}
+
+    name = run(azure_ml, two)
+    assert azure_ml.wait(name) == "Completed"
+    assert downloaded(azure_ml, name, "loud", tmp_path).joinpath("word.txt").read_text() == "HELLO\n"
+    assert children(azure_ml, name) == {"made": "Completed", "loud": "Completed"}
+    job = azure_ml.client().jobs.get(name)
+    assert job.type == "pipeline" and job.display_name == "two-steps"
+    assert [one.name for one in azure_ml.client().jobs.list() if one.experiment_name == "pipelines"] == [name]
+
+
+def test_nodes_that_wait_for_nothing_run_side_by_side(azure_ml: AzureMl) -> None:
+    from azure.ai.ml.dsl import pipeline
+
+    azure_ml.client()  # its cluster has two nodes: each step waits until the other one runs
+    meet = "touch {shared}/$1; for i in $(seq 100); do test -e {shared}/$2 && exit 0; sleep 0.1; done; exit 1"
+    shared = azure_ml.home.path / "meeting"
+    shared.mkdir(exist_ok=True)
+    script = meet.format(shared=shared)
+    left = step("left", f"set -- left right; {script}")
+    right = step("right", f"set -- right left; {script}")
+
+    @pipeline(name="together")
+    def together() -> None:
+        left()
+        right()
+
+    assert azure_ml.wait(run(azure_ml, together)) == "Completed"
+
+
+def test_a_failed_step_fails_the_pipeline_and_what_waits_for_it_never_runs(azure_ml: AzureMl, tmp_path: Path) -> None:
+    from azure.ai.ml.dsl import pipeline
+    from azure.ai.ml.exceptions import JobException
+
+    azure_ml.client()
+    bad = step("bad", "exit 3")
+    after = step("after", "ls ${{inputs.words}}", words=folder())
+
+    @pipeline(name="unlucky")
+    def unlucky() -> None:
+        broken = bad()
+        after(words=broken.outputs.out)
+
+    name = run(azure_ml, unlucky)
+    with pytest.raises(JobException, match="Pipeline has some failed steps"):
+        azure_ml.client().jobs.stream(name)
+    azure_ml.client().jobs.download(name, download_path=tmp_path)
+    assert "broken is Failed" in (tmp_path / "artifacts/logs/azureml/executionlogs.txt").read_text()
+    assert children(azure_ml, name) == {"broken": "Failed"}
+
+
+@pytest.mark.parametrize("go_on", [False, True])
+def test_other_branches_go_on_after_a_failure_only_if_the_pipeline_says_so(azure_ml: AzureMl, go_on: bool) -> None:
+    from azure.ai.ml.dsl import pipeline
+
+    azure_ml.client()
+    bad, slow = step("bad", "exit 1"), step("slow", "sleep 3")
+
+    @pipeline(name="branches")
+    def branches() -> None:
+        bad()
+        slow()
+
+    made = branches()
+    made.settings.continue_on_step_failure = go_on
+    name = str(azure_ml.client().jobs.create_or_update(made).name)
+    assert azure_ml.wait(name) == "Failed"
+    assert children(azure_ml, name) == {"bad": "Failed", "slow": "Completed" if go_on else "Canceled"}
+
+
+def test_a_pipeline_inside_a_pipeline_hands_its_output_up(azure_ml: AzureMl, tmp_path: Path) -> None:
+    from azure.ai.ml.dsl import pipeline
+
+    azure_ml.client()
+    write = step("write", "echo ${{inputs.number}} > ${{outputs.out}}/n.txt", number="0")
+    add = step("add", "expr $(cat ${{inputs.before}}/n.txt) + 1 > ${{outputs.out}}/n.txt", before=folder())
+
+    @pipeline(name="inner")
+    def inner(number: str) -> dict[str, Any]:
+        one = write(number=number)
+        return {"sum": add(before=one.outputs.out).outputs.out}
+
+    @pipeline(name="outer")
+    def outer() -> dict[str, Any]:
+        below = inner(number="41")
+        return {"answer": below.outputs.sum}
+
+    name = run(azure_ml, outer)
+    assert azure_ml.wait(name) == "Completed"
+    assert downloaded(azure_ml, name, "answer", tmp_path).joinpath("n.txt").read_text() == "42\n"
+    (child,) = azure_ml.client().jobs.list(parent_job_name=name)
+    assert children(azure_ml, str(child.name)) == {"one": "Completed", "add": "Completed"}
+
+
+def test_cancelling_a_pipeline_ends_what_runs_in_it(azure_ml: AzureMl) -> None:
+    from azure.ai.ml.dsl import pipeline
+
+    azure_ml.client()
+    endless = step("endless", "sleep 300")
+
+    @pipeline(name="endless-pipeline")
+    def forever() -> None:
+        endless()
+
+    name = run(azure_ml, forever)
+    for _ in range(100):
+        if "Running" in children(azure_ml, name).values():
+            break
+        time.sleep(0.1)
+    azure_ml.client().jobs.begin_cancel(name).wait()
+    assert azure_ml.wait(name) == "Canceled"
+    assert children(azure_ml, name) == {"endless": "Canceled"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"compute": "nowhere"}, "Unknown compute target 'nowhere'"),
+        ({"compute": "serverless"}, "serverless compute, which is not emulated"),
+    ],
+)
+def test_a_pipeline_that_cannot_run_is_refused_when_it_is_submitted(
+    azure_ml: AzureMl, changed: dict[str, str], says: str
+) -> None:
+    from azure.ai.ml.dsl import pipeline
+    from azure.core.exceptions import HttpResponseError
+
+    azure_ml.client()
+    one = step("one", "true")
+
+    @pipeline(name="refused")
+    def refused() -> None:
+        made = one()
+        made.compute = changed["compute"]
+
+    before = len(list(azure_ml.client().jobs.list()))
+    with pytest.raises(HttpResponseError, match=says):
+        azure_ml.client().jobs.create_or_update(refused(), skip_validation=True)
+    assert len(list(azure_ml.client().jobs.list())) == before
+
+
+def put(azure_ml: AzureMl, jobs: dict[str, Any]) -> Any:
+    """Submit a graph that the SDK itself would not write."""
+    import requests
+    from azure.identity import DefaultAzureCredential
+
+    ids = azure_ml.client()
+    workspace = (
+        f"/subscriptions/{ids.subscription_id}/resourceGroups/{ids.resource_group_name}/providers"
+        f"/Microsoft.MachineLearningServices/workspaces/{ids.workspace_name}"
+    )
+    token = DefaultAzureCredential().get_token("https://management.azure.com/.default").token
+    body = {"properties": {"jobType": "Pipeline", "jobs": jobs, "settings": {"default_compute": "cpu"}}}
+    return requests.put(
+        f"https://management.azure.com{workspace}/jobs/odd?api-version=2024-01-01-preview",
+        json=body,
+        headers={"Authorization": f"Bearer {token}"},
+        timeout=60,
+    )
+
+
+REGISTRY = "azureml://registries/azureml/components"
+
+
+@pytest.mark.parametrize(
+    ("jobs", "says"),
+    [
+        ({}, "has no jobs"),
+        ({"a": {"type": "command", "componentId": f"{REGISTRY}/none/versions/1"}}, "does not exist"),
+        (
+            {"a": {"type": "command", "componentId": f"{REGISTRY}/model_evaluation/versions/0.0.82"}},
+            "The input 'preprocess_output' of the job 'a' is required",
+        ),
+        (
+            {
+                "a": {
+                    "type": "command",
+                    "componentId": f"{REGISTRY}/model_evaluation/versions/0.0.82",
+                    "inputs": {"speed": {"job_input_type": "literal", "value": "9"}},
+                }
+            },
+            "has no input 'speed'",
+        ),
+        (
+            {
+                "a": {
+                    "type": "pipeline",
+                    "componentId": f"{REGISTRY}/chat_completion_pipeline/versions/0.0.82",
+                    "inputs": {"precision": {"job_input_type": "literal", "value": "8"}},
+                }
+            },
+            "'precision' of the job 'a' is '8', not one of 32, 16",
+        ),
+        (
+            {
+                name: {
+                    "type": "command",
+                    "componentId": f"{REGISTRY}/ft_nlp_model_converter/versions/0.0.82",
+                    "inputs": {
+                        key: {
+                            "job_input_type": "literal",
+                            "value": f"${{{{parent.jobs.{other}.outputs.mlflow_model_folder}}}}",
+                        }
+                        for key in ("model_path", "evaluation_result")
+                    },
+                }
+                for name, other in (("a", "b"), ("b", "a"))
+            },
+            "wait for each other",
+        ),
+    ],
+)
+def test_a_graph_that_makes_no_sense_is_a_400_that_says_why(azure_ml: AzureMl, jobs: dict[str, Any], says: str) -> None:
+    answer = put(azure_ml, jobs)
+    assert answer.status_code == 400
+    assert says in answer.json()["error"]["message"]
