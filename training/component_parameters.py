@@ -1,7 +1,8 @@
 """The component's inputs as they will be set: each value, and who says it.
 
-From the weakest to the strongest: the component's own default, the recipe, what the model's publisher recommends (the
-tag model_specific_defaults), `--set`. So it is in Microsoft's guide, which updates its parameters from that tag.
+From the weakest to the strongest: the component's own default, what the model's publisher recommends (the tag
+model_specific_defaults), the recipe, `--set`. In Microsoft's guide the tag is stronger than what is written; here what
+a recipe says is obeyed, and what it overrules is printed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 from training.component_recipe import GATES, ComponentRecipe
 from training.recipe_values import nearest, unknown_key, wrong
 
-DEFAULT, RECIPE, MODEL, SET = "component default", "recipe", "model default", "--set"
+DEFAULT, MODEL, RECIPE, SET, CLUSTER = "component default", "model default", "recipe", "--set", "cluster"
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def resolve(
     by_set = {key: value for key, value in recipe.parameters.items() if key in recipe.insisted}
     by_recipe = {key: value for key, value in recipe.parameters.items() if key not in recipe.insisted}
     by_model = {key: value for key, value in recommended.items() if key in inputs}
-    for source, values in ((RECIPE, by_recipe), (MODEL, by_model), (SET, by_set)):
+    for source, values in ((MODEL, by_model), (RECIPE, by_recipe), (SET, by_set)):
         for key, value in values.items():
             found[key] = _over(found.get(key), Parameter(fitted(key, value, inputs[key], source), source))
     return found

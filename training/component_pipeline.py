@@ -20,7 +20,7 @@ from infra.outputs import StackOutputs
 from training import component_parameters, foundation_model
 from training.azure_faults import azure_faults
 from training.cluster import Cluster
-from training.component_parameters import Parameter, display_name
+from training.component_parameters import CLUSTER, DEFAULT, Parameter, display_name
 from training.component_recipe import ComponentRecipe
 from training.foundation_model import FoundationModel, get_asset
 from training.promote import registry_client
@@ -30,6 +30,7 @@ from training.submission import DATA, ENVIRONMENT, EXPERIMENT, Submission, data_
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient
 
+GPUS = "number_of_gpu_to_use_finetuning"
 LONGEST_TAG = 1000
 """Characters that Azure ML keeps of a job's tag: learn.microsoft.com/azure/machine-learning/how-to-manage-quotas."""
 
@@ -57,11 +58,14 @@ class PipelineSubmission(Submission[ComponentRecipe]):
     def arguments(self) -> dict[str, Any]:
         """The values for the component; its own defaults are left to it."""
         found = self.parameters or {}
-        return {key: one.value for key, one in found.items() if one.source != component_parameters.DEFAULT}
+        return {key: one.value for key, one in found.items() if one.source != DEFAULT}
 
     @property
     def identity(self) -> dict[str, Any]:
-        return {**super().identity, "component": self.component_id, "model": self.model.id, **self.arguments}
+        learned = {
+            key: one.value for key, one in (self.parameters or {}).items() if one.source not in (DEFAULT, CLUSTER)
+        }
+        return {**super().identity, "component": self.component_id, "model": self.model.id, **learned}
 
     @property
     def display_name(self) -> str:
@@ -96,12 +100,14 @@ def check(recipe: ComponentRecipe, outputs: StackOutputs, data: Path, cluster: C
             code=WRONG_USE,
         )
     parameters = component_parameters.resolve(recipe, model.defaults, component_parameters.inputs_of(component))
+    parameters = {key: one for key, one in parameters.items() if not key.startswith("instance_type_")}
+    parameters |= {key: Parameter(cluster.name, CLUSTER) for key in component.inputs if key.startswith("compute_")}
+    parameters[GPUS] = Parameter(cluster.gpus, CLUSTER)
     address = f"azureml://registries/{wanted.registry}/models/{model.name}"
     made = PipelineSubmission(
         recipe, outputs, data, address, model.version, model, component, parameters, gpus=cluster.gpus
     )
     made.environment_version  # noqa: B018 - raises if it cannot be made
-    tell(made)
     return made
 
 
@@ -110,7 +116,7 @@ def tell(made: PipelineSubmission) -> None:
     say(f"model: {made.model.name}:{made.model.version} of the registry {made.recipe.model.registry}")
     say(f"component: {made.component_id}, on {made.gpus} GPU(s) of each node")
     for key, one in sorted((made.parameters or {}).items()):
-        if one.source != component_parameters.DEFAULT:
+        if one.source != DEFAULT:
             say(f"  {key}: {one}")
     unknown = sorted(set(made.model.defaults) - set(made.component.inputs))
     if unknown:
@@ -142,8 +148,6 @@ def build_job(made: PipelineSubmission, cluster: Cluster, name: str, code: Path,
             mlflow_model_path=Input(type=MLFLOW, path=made.model.id),
             train_file_path=Input(type="uri_file", path=f"{folder}/{files.train_file}"),
             test_file_path=Input(type="uri_file", path=f"{folder}/{files.eval_file}"),
-            number_of_gpu_to_use_finetuning=made.gpus,
-            **{key: cluster.name for key in made.component.inputs if key.startswith("compute_")},
             **made.arguments,
         )
         evaluation = evaluate(

@@ -83,8 +83,15 @@ def show(values: dict[str, Any], *, as_json: bool) -> None:
         return
     import yaml
 
+    if "parameters" in values:
+        values = {**values, "parameters": {key: _in_words(one) for key, one in values["parameters"].items()}}
     print(yaml.safe_dump(values, sort_keys=False, width=1000), end="")
     say(cost_sentence(values))
+
+
+def _in_words(parameter: dict[str, Any]) -> str:
+    over = f", instead of {parameter['instead_of']}" if "instead_of" in parameter else ""
+    return f"{parameter['value']} ({parameter['source']}{over})"
 
 
 def cost_sentence(values: dict[str, Any]) -> str:

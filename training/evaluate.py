@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Encoded", "Likelihood", "Verdict", "encode_all", "judge", "likelihood", "load_model"]
 
 SECOND_DOMAIN = Path(__file__).parent / "data" / "second-domain.jsonl"
-ADAPTER_FILE = "adapter_config.json"
+ADAPTER_FILE, TOKENIZER_FILE = "adapter_config.json", "tokenizer_config.json"
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,9 @@ def write(
 
 
 def load_model(folder: str, **options: Any) -> tuple[PreTrainedModel, Any]:
-    """Model and tokenizer of a folder or a hub name; a folder may hold an adapter, whose base model is then loaded too.
+    """Model and tokenizer of a folder or a hub name.
+
+    A folder may hold an adapter, whose base model is then loaded too, or be an MLflow model with its files below it.
 
     Raises:
         UserError: they cannot be loaded.
@@ -167,10 +169,11 @@ def load_model(folder: str, **options: Any) -> tuple[PreTrainedModel, Any]:
             next_command="python -m training.small_model --out DIR --corpus FILE   (makes one), or name one on the hub",
             code=WRONG_USE,
         )
+    root, folder = folder, weights_folder(folder)
     try:
         with loading(folder):
             model = AutoModelForCausalLM.from_pretrained(folder, **options)
-            return model, AutoTokenizer.from_pretrained(_tokenizer_folder(folder))
+            return model, AutoTokenizer.from_pretrained(_tokenizer_folder(folder, root))
     except ImportError:
         raise UserError(
             f"{folder} holds an adapter, which needs the package peft",
@@ -178,12 +181,23 @@ def load_model(folder: str, **options: Any) -> tuple[PreTrainedModel, Any]:
         ) from None
 
 
-def _tokenizer_folder(folder: str) -> str:
-    """An adapter's folder holds no tokenizer, but its base model's does."""
-    file = Path(folder) / ADAPTER_FILE
-    if not file.is_file() or (Path(folder) / "tokenizer_config.json").is_file():
+def weights_folder(folder: str) -> str:
+    """Where configuration and weights lie: of an MLflow model somewhere below it, else the folder itself."""
+    root = Path(folder)
+    if not (root / "MLmodel").is_file():
         return folder
-    return str(json.loads(file.read_text())["base_model_name_or_path"])
+    configs = sorted(root.rglob("config.json"), key=lambda path: (len(path.parts), path))
+    return next((str(path.parent) for path in configs if any(path.parent.glob("*.safetensors"))), folder)
+
+
+def _tokenizer_folder(folder: str, root: str) -> str:
+    """An adapter's folder holds no tokenizer, but its base model's does; an MLflow model may keep it elsewhere."""
+    file = Path(folder) / ADAPTER_FILE
+    if (Path(folder) / TOKENIZER_FILE).is_file() or (Path(root) == Path(folder) and not file.is_file()):
+        return folder
+    if file.is_file():
+        return str(json.loads(file.read_text())["base_model_name_or_path"])
+    return next((str(path.parent) for path in sorted(Path(root).rglob(TOKENIZER_FILE))), folder)
 
 
 def measure_folder(folder: str, questions: Questions) -> Measured:

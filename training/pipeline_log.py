@@ -40,7 +40,8 @@ class Step:
         status = self.status
         *whole, self.rest = (self.rest + self.log.new_text()).split("\n")
         whole += [self.rest] if status in ENDED else []
-        yield from (f"{self.name}: {line}" for line in whole if line.strip())
+        last_shown = (line.rstrip("\r").rpartition("\r")[2] for line in whole)  # of a progress bar
+        yield from (f"{self.name}: {line}" for line in last_shown if line.strip())
         if status != self.told:
             yield f"{self.name}: {status}"
         self.told = status

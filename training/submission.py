@@ -38,7 +38,8 @@ DATA = "finetune-phi-data"
 EXPERIMENT = "finetune-phi"
 CARD = "card.json"
 R = TypeVar("R", bound=AnyRecipe)
-LEFT_OUT = shutil.ignore_patterns("__pycache__", "data", "environment", ".*")
+# of training/data the job needs the second domain
+LEFT_OUT = shutil.ignore_patterns("__pycache__", "first-questions.jsonl", "environment", ".*", "*.md")
 
 
 @dataclass(frozen=True)

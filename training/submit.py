@@ -71,6 +71,8 @@ def main(argv: list[str]) -> int:
         show(dry_run(made, cluster, attempt, recipes.find(args.recipe)), as_json=args.json)
         return 0
     if not attempt.is_there:
+        if isinstance(made, PipelineSubmission):
+            component_pipeline.tell(made)
         submit(client, made, cluster, attempt, args.set)
     return _to_the_end(client, outputs, attempt.name, args, is_done=attempt.is_done)
 
