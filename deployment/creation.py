@@ -17,13 +17,20 @@ from infra.outputs import StackOutputs
 
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient
-    from azure.ai.ml.entities import ManagedOnlineDeployment, OnlineEndpoint
+    from azure.ai.ml.entities import (
+        ManagedOnlineDeployment,
+        OnlineEndpoint,
+        OnlineRequestSettings,
+        ProbeSettings,
+    )
 
 REQUEST_TIMEOUT_MS = 180_000
 """The gateway's own limit; Azure's default of 5 s cuts every longer answer."""
 CONCURRENCY = 64
 """Requests in one container at a time; at Azure's default of 1 nothing can be batched. The server queues, then 429."""
 PROBE_SECONDS = 5
+# without our server: what Microsoft's guide on the registry's models gives them, in ms and seconds
+MLFLOW_TIMEOUT_MS, MLFLOW_INITIAL_DELAY = 90_000, 600
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,7 @@ class Maker:
             )
 
     def new_deployment(self, name: str) -> ManagedOnlineDeployment:
-        from azure.ai.ml.entities import ManagedOnlineDeployment, OnlineRequestSettings, ProbeSettings
+        from azure.ai.ml.entities import ManagedOnlineDeployment, ProbeSettings
 
         return ManagedOnlineDeployment(
             name=name,
@@ -92,11 +99,8 @@ class Maker:
             environment_variables=self._variables(),
             instance_type=self.goal.instance_type,
             instance_count=self.goal.instances,
-            request_settings=OnlineRequestSettings(
-                request_timeout_ms=REQUEST_TIMEOUT_MS, max_concurrent_requests_per_instance=CONCURRENCY
-            ),
-            # in seconds; /health answers before the model is there, /ready only then
-            liveness_probe=ProbeSettings(initial_delay=10, period=10, timeout=5, failure_threshold=10),
+            request_settings=self._request_settings(),
+            liveness_probe=self._liveness_probe(),
             readiness_probe=ProbeSettings(
                 initial_delay=PROBE_SECONDS,
                 period=PROBE_SECONDS,
@@ -105,6 +109,23 @@ class Maker:
             ),
             tags={**self.tags, "model": self.goal.model},
         )
+
+    def _request_settings(self) -> OnlineRequestSettings:
+        from azure.ai.ml.entities import OnlineRequestSettings
+
+        if self.image is None:
+            return OnlineRequestSettings(request_timeout_ms=MLFLOW_TIMEOUT_MS)
+        return OnlineRequestSettings(
+            request_timeout_ms=REQUEST_TIMEOUT_MS, max_concurrent_requests_per_instance=CONCURRENCY
+        )
+
+    def _liveness_probe(self) -> ProbeSettings:
+        """In seconds. Our /health answers before the model is there, /ready only then; MLflow's server does not."""
+        from azure.ai.ml.entities import ProbeSettings
+
+        if self.image is None:
+            return ProbeSettings(initial_delay=MLFLOW_INITIAL_DELAY)
+        return ProbeSettings(initial_delay=10, period=10, timeout=5, failure_threshold=10)
 
     def _variables(self) -> dict[str, str]:
         """Where traces go, and what a container of the user's own needs to find model endpoint and chat store as its

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from infra.cli import REFUSED, UserError
+from infra.cli import REFUSED, WRONG_USE, UserError
 
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 
 APPROVED = "approved"
 """The tag that training's gate sets to the text `true` (tags are texts)."""
+
+
+MADE_BY, SIZES = "component", "inference_compute_allow_list"
+"""Tags of what a registry's component has made: which one, and the VM sizes that its base model is served on."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,32 @@ class ModelVersion:
     @property
     def approved(self) -> bool:
         return self.tags.get(APPROVED) == "true"
+
+    @property
+    def is_chat_by_mlflow(self) -> bool:
+        """Whether MLflow's server takes conversations for it, and not texts."""
+        return MADE_BY in self.tags
+
+    def check_size(self, size: str) -> None:
+        """For serving without our server.
+
+        Raises:
+            UserError: exit code 2: the publisher of its base model names other VM sizes, or its tag is no list of them.
+        """
+        if SIZES not in self.tags:
+            return
+        try:
+            sizes = ast.literal_eval(self.tags[SIZES])
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            sizes = None
+        if not isinstance(sizes, list):
+            raise UserError(f"the tag {SIZES} of {self} is no Python list of VM sizes", code=WRONG_USE)
+        if size.lower() not in (str(one).lower() for one in sizes):
+            raise UserError(
+                f"{self} is not served by MLflow on {size}: its base model's sizes are {', '.join(map(str, sizes))}",
+                next_command=f"--instance-type {sizes[0]}, or without --engine mlflow" if sizes else None,
+                code=WRONG_USE,
+            )
 
     def __str__(self) -> str:
         return f"{self.name}:{self.version}"

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from deployment.creation import Maker
     from deployment.image import Image
     from deployment.lock import Lease
+    from deployment.model_choice import ModelVersion
     from deployment.quota import Need
     from deployment.steps import Rollout
 
@@ -45,6 +46,7 @@ class Wanted:
     ml: MLClient
     goal: Goal
     image: Image | None
+    model: ModelVersion | None = None
 
     @property
     def app(self) -> str:
@@ -98,15 +100,17 @@ def _wanted(given: argparse.Namespace, outputs: StackOutputs, ml: MLClient) -> W
     from deployment import image
 
     made: Image | None = None
-    model = ""
+    model: ModelVersion | None = None
     if given.source:
         made = image.of_folder(given.source)
     elif given.engine != "mlflow":
         made = image.of_server(_engine(given))
     if given.model or not given.source:
         model = _model(given, outputs, ml)
+    if model and given.engine == "mlflow":
+        model.check_size(given.instance_type)
     goal = Goal(
-        model,
+        str(model or ""),
         str(made) if made else "",
         given.instance_type,
         given.instance_count,
@@ -114,7 +118,7 @@ def _wanted(given: argparse.Namespace, outputs: StackOutputs, ml: MLClient) -> W
         given.mirror,
         given.gate or "",
     )
-    return Wanted(given, outputs, ml, goal, made)
+    return Wanted(given, outputs, ml, goal, made, model)
 
 
 def _engine(given: argparse.Namespace) -> str:
@@ -128,13 +132,13 @@ def _engine(given: argparse.Namespace) -> str:
     return engine
 
 
-def _model(given: argparse.Namespace, outputs: StackOutputs, ml: MLClient) -> str:
+def _model(given: argparse.Namespace, outputs: StackOutputs, ml: MLClient) -> ModelVersion:
     from deployment.model_choice import choose, registered
 
     with explained("listing the models"):
         found = registered(ml, given.model)
     kind = "mlflow_model" if given.engine == "mlflow" else None
-    return str(choose(found, given.model, stack=outputs.stack, kind=kind))
+    return choose(found, given.model, stack=outputs.stack, kind=kind)
 
 
 def _look(wanted: Wanted) -> tuple[Observed, Need]:
@@ -194,7 +198,9 @@ def _rollout(wanted: Wanted, lease: Lease) -> Rollout:
     from deployment.steps import Patience, Rollout
 
     given = wanted.given
-    question = smoke.MLFLOW if given.engine == "mlflow" else smoke.CHAT
+    question = smoke.CHAT
+    if given.engine == "mlflow":
+        question = smoke.MLFLOW_CHAT if wanted.model and wanted.model.is_chat_by_mlflow else smoke.MLFLOW
     if wanted.image and wanted.image.question:
         question = smoke.from_file(wanted.image.question)
     limits = gate.Limits(given.max_error_rate, given.max_slowdown)

@@ -46,6 +46,11 @@ class Question:
 
 CHAT = Question({"messages": [{"role": "user", "content": "Hello, who are you?"}], "max_tokens": 16, "temperature": 0})
 MLFLOW = Question({"input_data": ["Hello, who are you?"], "params": {}}, chat=False)
+_FEW_WORDS = {"temperature": 0.6, "top_p": 0.9, "do_sample": True, "max_new_tokens": 16}
+MLFLOW_CHAT = Question(
+    {"input_data": {"input_string": [CHAT.body["messages"]], "parameters": _FEW_WORDS}, "params": {}}, chat=False
+)
+"""For what the registry's fine-tuning component makes; the shape is that of Microsoft's guide on it."""
 
 
 @dataclass(frozen=True)

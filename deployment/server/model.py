@@ -51,7 +51,8 @@ def find_model(given: Path | None, environ: Mapping[str, str] = os.environ) -> P
     """The folder that holds the model: `given`, or the one with a `config.json` under AZUREML_MODEL_DIR.
 
     Azure ML mounts a registered model at AZUREML_MODEL_DIR with the leaf folder of its registered path kept, so the
-    files may lie one or more levels down; of several the one nearest to the top counts.
+    files may lie one or more levels down; of several the one nearest to the top counts, those with weights first: the
+    registry's MLflow models have `data/config` and `data/model`.
 
     Raises:
         UserError: nothing is given, or there is no `config.json`, or no weights beside it.
@@ -64,16 +65,21 @@ def find_model(given: Path | None, environ: Mapping[str, str] = os.environ) -> P
             code=WRONG_USE,
         )
     configs = [root / "config.json"] if given else root.rglob("config.json")
-    found = sorted((path for path in configs if path.is_file()), key=lambda path: (len(path.parts), path))
+    there = [path for path in configs if path.is_file()]
+    found = sorted(there, key=lambda path: (not _has_weights(path.parent), len(path.parts), path))
     if not found:
         raise UserError(
             f"there is no model in {root}: no config.json" + ("" if given else " in it or below it"),
             next_command="give the folder that training wrote (config.json, model.safetensors, tokenizer.json)",
         )
     folder = found[0].parent
-    if not any(any(folder.glob(pattern)) for pattern in WEIGHTS):
+    if not _has_weights(folder):
         raise UserError(f"the model in {folder} has no weights: there is neither {' nor '.join(WEIGHTS)}")
     return folder
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(any(folder.glob(pattern)) for pattern in WEIGHTS)
 
 
 def described(folder: Path) -> dict[str, Any]:
