@@ -1,16 +1,19 @@
-"""Who may do what with blobs: by a shared access signature, or by a token whose principal has a role.
+"""Who may do what with blobs: by the account's key, a signature, or a token whose principal has a role.
 
 learn.microsoft.com/azure/storage/blobs/authorize-access-azure-active-directory
 """
 
 from __future__ import annotations
 
+import hmac
+
 from starlette.requests import Request
 
 from emulator.arm.rights import permits
 from emulator.blob_error import BlobError
 from emulator.entra import Entra
-from emulator.sas import SharedAccess
+from emulator.sas import SharedAccess, is_delegated
+from emulator.shared_key import signature
 from emulator.state import State
 
 AUDIENCES = ("https://storage.azure.com",)
@@ -27,13 +30,24 @@ class BlobAccess:
         """Raise BlobError 401, 403 or 404 unless one of the operations `needed` (letters as in `sp`) is permitted."""
         if not self._has_account(account):
             raise BlobError(404, "ResourceNotFound", f"The storage account {account!r} does not exist.")
-        if "sig" in request.query_params:
+        authorization = request.headers.get("authorization", "")
+        by_key = authorization.startswith("SharedKey ")
+        by_signature = "sig" in request.query_params
+        if (by_key or (by_signature and not is_delegated(request.query_params))) and not self._takes_keys(account):
+            message = "Key based authentication is not permitted on this storage account."
+            raise BlobError(403, "KeyBasedAuthenticationNotPermitted", message)
+        if by_key:
+            wanted = f"SharedKey {account}:{signature(request, account, self._shared_access.key(account))}"
+            if not hmac.compare_digest(authorization, wanted):
+                raise BlobError(403, "AuthenticationFailed", "Server failed to authenticate the request.")
+            return
+        if by_signature:
             why = self._shared_access.refusal(request.query_params, account, container, name, needed)
             if why is not None:
                 code = "AuthorizationPermissionMismatch" if "permission" in why else "AuthenticationFailed"
                 raise BlobError(403, code, f"Server failed to authenticate the request. {why}")
             return
-        claims = self._entra.check(request.headers.get("authorization", ""), AUDIENCES)
+        claims = self._entra.check(authorization, AUDIENCES)
         if claims is None:
             if "authorization" in request.headers:
                 raise BlobError(
@@ -49,6 +63,10 @@ class BlobAccess:
         if not found or not permits(self._state, principal, found[0], action, data=True):
             message = "This request is not authorized to perform this operation using this permission."
             raise BlobError(403, "AuthorizationPermissionMismatch", message)
+
+    def _takes_keys(self, account: str) -> bool:
+        held = [one for one in self._state.of_type(STORAGE_ACCOUNT) if one["name"] == account]
+        return all(one["properties"].get("allowSharedKeyAccess") is not False for one in held)
 
     def _has_account(self, account: str) -> bool:
         """Whether there is such an account: in the subscription, or one of a registry, which only has containers."""

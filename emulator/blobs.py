@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 from xml.etree import ElementTree
-from xml.sax.saxutils import escape
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -28,6 +27,7 @@ from starlette.responses import Response, StreamingResponse
 from emulator.blob_access import BlobAccess
 from emulator.blob_error import BlobError
 from emulator.blob_leases import Leases
+from emulator.blob_xml import error_text, listing
 from emulator.entra import Entra
 from emulator.sas import SharedAccess
 from emulator.state import State
@@ -148,11 +148,7 @@ class Blobs:
         try:
             response = await self._dispatch(request, account, container, name)
         except BlobError as error:
-            xml = (
-                f'<?xml version="1.0" encoding="utf-8"?><Error><Code>{error.code}</Code>'
-                f"<Message>{escape(error.message)}</Message></Error>"
-            )
-            body = "" if request.method == "HEAD" else xml
+            body = "" if request.method == "HEAD" else error_text(error)
             response = Response(body, error.status, {"x-ms-error-code": error.code}, "application/xml")
         response.headers["x-ms-version"] = request.headers.get("x-ms-version", "2025-01-05")
         response.headers["x-ms-request-id"] = str(uuid.uuid4())
@@ -207,7 +203,8 @@ class Blobs:
         if not exists:
             raise BlobError(404, "ContainerNotFound", "The specified container does not exist.")
         if comp == "list":
-            return self._list(request, account, container)
+            found = self._state.list_blobs(account, container, request.query_params.get("prefix", ""))
+            return Response(listing(account, container, request.query_params, found), media_type="application/xml")
         if method in ("GET", "HEAD"):
             now = format_datetime(datetime.now(UTC), usegmt=True)
             return Response(headers={"etag": '"0x1"', "last-modified": now, "x-ms-lease-status": "unlocked"})
@@ -331,28 +328,6 @@ class Blobs:
             return Response(status_code=200, headers=headers)
         return StreamingResponse(_read(path, start, end - start + 1), status, headers)
 
-    def _list(self, request: Request, account: str, container: str) -> Response:
-        query = request.query_params
-        prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
-        with_metadata = "metadata" in query.get("include", "")
-        entries, seen = [], set()
-        for name, path, body in self._state.list_blobs(account, container, prefix):
-            below = name[len(prefix) :]
-            if delimiter and delimiter in below:
-                group = prefix + below.split(delimiter)[0] + delimiter
-                if group not in seen:
-                    seen.add(group)
-                    entries.append(f"<BlobPrefix><Name>{escape(group)}</Name></BlobPrefix>")
-                continue
-            entries.append(_listed(name, path, body, with_metadata))
-        xml = (
-            '<?xml version="1.0" encoding="utf-8"?>'
-            f'<EnumerationResults ServiceEndpoint="https://{account}.blob.core.windows.net/" '
-            f'ContainerName="{container}"><Prefix>{escape(prefix)}</Prefix><Blobs>{"".join(entries)}</Blobs>'
-            "<NextMarker /></EnumerationResults>"
-        )
-        return Response(xml, media_type="application/xml")
-
 
 def _metadata(request: Request) -> dict[str, str]:
     return {key[10:]: value for key, value in request.headers.items() if key.startswith("x-ms-meta-")}
@@ -361,17 +336,6 @@ def _metadata(request: Request) -> dict[str, str]:
 def _properties(request: Request) -> dict[str, Any]:
     kind = request.headers.get("x-ms-blob-content-type") or request.headers.get("content-type")
     return {"type": kind, "meta": _metadata(request)}
-
-
-def _listed(name: str, path: Path, body: dict[str, Any], with_metadata: bool) -> str:
-    meta = "".join(f"<{key}>{escape(value)}</{key}>" for key, value in body["meta"].items()) if with_metadata else ""
-    return (
-        f"<Blob><Name>{escape(name)}</Name><Properties><Creation-Time>{body['created']}</Creation-Time>"
-        f"<Last-Modified>{body['modified']}</Last-Modified><Etag>{escape(body['etag'].strip(chr(34)))}</Etag>"
-        f"<Content-Length>{path.stat().st_size}</Content-Length>"
-        f"<Content-Type>{escape(body.get('type') or 'application/octet-stream')}</Content-Type>"
-        f"<BlobType>BlockBlob</BlobType></Properties><Metadata>{meta}</Metadata></Blob>"
-    )
 
 
 async def _read(path: Path, start: int, length: int) -> AsyncIterator[bytes]:

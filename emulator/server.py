@@ -45,6 +45,7 @@ from emulator.runner.deployments import DEPLOYMENT, DeploymentRunner
 from emulator.runner.jobs import JobRunner
 from emulator.runner.process import kill_leftovers
 from emulator.sas import SharedAccess
+from emulator.shared_key import StorageKeys
 from emulator.state import State
 from emulator.system_registry.seed import SystemRegistry
 
@@ -71,6 +72,7 @@ class Emulator:
         Groups(arm)
         SoftDeleted(arm)
         Subscription(arm)
+        StorageKeys(arm, blobs.shared_access)
         workspaces = Workspaces(arm, operations, blobs)
         Computes(arm, operations)
         Assets(arm, blobs)

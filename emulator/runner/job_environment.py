@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from emulator.arm.schema import Body
+from emulator.arm.schema import ArmError, Body
 from emulator.entra import Entra
 from emulator.home import Home
 from emulator.runner.process import base_environment, identity_environment
@@ -86,14 +86,20 @@ class JobEnvironment:
         return self.entra.issue("https://ml.azure.com", **ids, lifetime=TOKEN_LIFETIME)
 
     def _identity(self, properties: Body) -> dict[str, str] | None:
-        """The job's managed identity: the one it names if its cluster has it, else the first one of its cluster."""
+        """The job's managed identity: the one that it names, else the first one of its cluster.
+
+        Raises ArmError 400, which fails the job, for one that its cluster does not have.
+        """
         wanted = properties.get("identity") or {}
         which = str(wanted.get("clientId") or wanted.get("resourceId") or "")
         compute = (self.state.get(properties["computeId"]) or {}).get("identity") or {}
         for key, ids in (compute.get("userAssignedIdentities") or {}).items():
             if which.lower() in ("", key.lower(), ids["clientId"].lower()):
                 return {"client_id": ids["clientId"], "principal_id": ids["principalId"]}
-        if not which and compute.get("principalId"):
+        if which:
+            message = f"The managed identity '{which}' is not assigned to the compute of the job, so it has no token."
+            raise ArmError(400, "IdentityNotFound", message)
+        if compute.get("principalId"):
             return {"client_id": compute["principalId"], "principal_id": compute["principalId"]}
         return None
 

@@ -96,3 +96,29 @@ def test_no_token_a_wrong_audience_and_a_missing_account_are_refused(azure: Loca
     assert azure.request("GET", f"{ACCOUNT}/box/a", audience="https://management.azure.com").status_code == 401
     elsewhere = "https://nosuchaccount.blob.core.windows.net/box/a"
     assert azure.request("GET", elsewhere, audience=STORAGE).status_code == 404
+
+
+BY_KEY = """
+import sys
+from azure.core.exceptions import HttpResponseError
+from azure.storage.blob import BlobServiceClient
+def box(key):
+    account = BlobServiceClient("https://strgtest.blob.core.windows.net", key, retry_total=0)
+    return account.get_container_client("azureml")
+mine = box(sys.argv[1])
+mine.upload_blob("by key/ü.txt", b"x" * 5000, metadata={"a": "b"}, overwrite=True)
+print(mine.download_blob("by key/ü.txt", offset=1, length=2).readall(), [one.name for one in mine.list_blobs("by ")])
+try:
+    list(box("d3Jvbmc=").list_blobs())
+except HttpResponseError as error:
+    print(error.status_code, error.error_code.value)
+"""
+
+
+def test_the_real_client_signs_with_the_accounts_key(azure: LocalAzure, workspace: str) -> None:
+    group = workspace.split("/providers/")[0]
+    account = f"{group}/providers/Microsoft.Storage/storageAccounts/strgtest"
+    key = azure.request("POST", f"{account}/listKeys").json()["keys"][0]["value"]
+    done = azure.run("-c", BY_KEY, key)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines() == ["b'xx' ['by key/ü.txt']", "403 AuthenticationFailed"]

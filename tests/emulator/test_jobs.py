@@ -231,10 +231,10 @@ def test_jobs_inherit_the_environment_of_the_start_without_the_deployers_credent
     assert not withheld.keys() & found.keys()
 
 
-def test_a_job_has_no_identity_that_its_cluster_does_not_have(azure: LocalAzure, workspace: str) -> None:
+def test_a_job_that_names_an_identity_which_its_cluster_lacks_fails(azure: LocalAzure, workspace: str) -> None:
     job = submit(azure, workspace, "who", "env", identity={"identityType": "Managed", "clientId": "nobody"})
-    wait(azure, job, "Completed")
-    assert "IDENTITY_ENDPOINT" not in said(azure, job)
+    wait(azure, job, "Failed")
+    assert "The managed identity 'nobody' is not assigned to the compute" in error_of(azure, job)
 
 
 @pytest.mark.parametrize(
