@@ -13,7 +13,7 @@ from emulator.machinelearning import shapes
 from emulator.machinelearning.assets import system_data
 from emulator.runner import job_body, job_files, locations
 from emulator.runner.jobs import JobRunner, parse_duration
-from emulator.runner.pipelines import Pipeline
+from emulator.runner.pipeline_graph import Graph
 
 JOB = f"{ML}/workspaces/jobs"
 CHANGEABLE = ("tags", "displayName", "description", "isArchived")
@@ -50,7 +50,7 @@ class Jobs:
         """Raise ArmError 400 for what Azure refuses before a job is queued, and for what is not emulated."""
         kind = job["properties"].get("jobType")
         if kind == "Pipeline":
-            return Pipeline(self._state, job).check()
+            return Graph(self._state, job).check()
         if kind != "Command":
             raise ArmError(400, "UserError", f"Jobs of type '{kind}' are not emulated; 'Command' and 'Pipeline' are.")
         self._check_references(job["properties"])

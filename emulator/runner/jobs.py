@@ -141,7 +141,7 @@ class JobRunner:
 
         self._set_status(job_id, "Running")
         try:
-            completed = await Pipeline(self._state, job).run(self, say)
+            completed = await Pipeline(self._state, job, self, say).run()
         finally:
             files.keep_logs()
             files.remove()

@@ -1,31 +1,21 @@
-"""Pipeline jobs: a graph of nodes, each run as a job of its own when what it reads is there.
+"""Pipeline jobs: each node runs as a job of its own when what it reads is there.
 
-A node names a component of the workspace or of a registry; a pipeline component's node is a pipeline job again. Nodes
-are written in snake case, as azure-ai-ml sends them (`to_rest_job_object` of a pipeline).
+A step that ran before with the same component and the same inputs is not run again unless the pipeline says
+`force_rerun`: learn.microsoft.com/azure/machine-learning/how-to-debug-pipeline-reuse-issues.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
-import uuid
+import hashlib
+import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Protocol
 
-from emulator.arm.schema import ArmError, Body
-from emulator.runner import job_body, job_files, locations
+from emulator.arm.schema import Body
+from emulator.runner.pipeline_graph import BINDING, Graph
 from emulator.state import State
 
-BINDING = re.compile(r"\$\{\{\s*parent\.(inputs|outputs|jobs)\.([\w-]+)(?:\.outputs\.([\w-]+))?\s*\}\}")
-MODES = {
-    "ro_mount": "ReadOnlyMount",
-    "rw_mount": "ReadWriteMount",
-    "download": "Download",
-    "direct": "Direct",
-    "upload": "Upload",
-}
 FAILED = "Pipeline has some failed steps. See child run or execution logs for more details."
 
 
@@ -37,239 +27,98 @@ class Runs(Protocol):
     async def cancel(self, job_id: str) -> None: ...
 
 
-@dataclass
 class Pipeline:
-    """One pipeline job. `made`: the jobs of its nodes so far, by the nodes' names."""
+    """One run of a pipeline job. `say` writes a line into its log."""
 
-    state: State
-    job: Body
-    made: dict[str, Body] = field(default_factory=dict)
+    def __init__(self, state: State, job: Body, runs: Runs, say: Callable[[str], None]) -> None:
+        self._state, self._runs, self._say = state, runs, say
+        self._graph = Graph(state, job)
+        self._made = self._graph.made
+        settings = self._graph.properties.get("settings") or {}
+        self._goes_on = bool(settings.get("continue_on_step_failure"))
+        self._reuses = not settings.get("force_rerun")
 
-    @property
-    def workspace(self) -> str:
-        return "/".join(self.job["id"].split("/")[:9])
-
-    @property
-    def properties(self) -> Body:
-        found: Body = self.job["properties"]
-        return found
-
-    @property
-    def nodes(self) -> dict[str, Body]:
-        found: dict[str, Body] = self.properties.get("jobs") or {}
-        return found
-
-    # -- before anything runs ------------------------------------------------------------------------------------------
-
-    def check(self) -> None:
-        """Go through the whole graph without running it. Raises ArmError 400 for what cannot run."""
-        if not self.nodes:
-            raise ArmError(400, "UserError", "The pipeline has no jobs.")
-        while waiting := [name for name in self.nodes if name not in self.made]:
-            ready = [name for name in waiting if self._needs(name) <= self.made.keys()]
-            if not ready:
-                raise ArmError(400, "UserError", f"The jobs {', '.join(waiting)} wait for each other, or for no job.")
-            for name in ready:
-                child = self.made[name] = self._child(name)
-                if child["properties"]["jobType"] == "Pipeline":
-                    Pipeline(self.state, child).check()
-                else:
-                    job_files.check_modes(child["properties"])
-
-    def _needs(self, name: str) -> set[str]:
-        """The nodes whose outputs a node reads."""
-        values = [str(given.get("value")) for given in (self.nodes[name].get("inputs") or {}).values() if given]
-        return {found[2] for value in values for found in BINDING.finditer(value) if found[1] == "jobs"}
-
-    # -- a run ---------------------------------------------------------------------------------------------------------
-
-    async def run(self, runs: Runs, say: Callable[[str], None]) -> bool:
+    async def run(self) -> bool:
         """Run every node; whether all of them completed. A failure ends the rest unless the job says otherwise."""
         running: dict[asyncio.Task[None], str] = {}
-        go_on = bool((self.properties.get("settings") or {}).get("continue_on_step_failure"))
         failed = False
         try:
             while True:
-                for name in self._ready() if go_on or not failed else ():
-                    running[self._begin(name, runs, say)] = name
+                for name in self._ready() if self._goes_on or not failed else ():
+                    running[self._begin(name)] = name
                 if not running:
-                    return not failed and len(self.made) == len(self.nodes)
+                    return not failed
                 ended, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                failed = not self._finish(ended, running, say) or failed
-                if failed and not go_on:
-                    await self._cancel(runs, list(running.values()))
+                failed = not self._finish([running.pop(task) for task in ended]) or failed
+                if failed and not self._goes_on:
+                    await self._cancel(list(running.values()))
         except asyncio.CancelledError:
-            await self._cancel(runs, list(running.values()))
+            await self._cancel(list(running.values()))
             raise
 
     def _ready(self) -> list[str]:
         """The nodes that wait for nothing any more."""
-        done = {name for name in self.made if self._status(name) == "Completed"}
-        return [name for name in self.nodes if name not in self.made and self._needs(name) <= done]
+        done = {name for name in self._made if self._status(name) == "Completed"}
+        return [name for name in self._graph.nodes if name not in self._made and self._graph.needs(name) <= done]
 
-    def _begin(self, name: str, runs: Runs, say: Callable[[str], None]) -> asyncio.Task[None]:
-        child = self.made[name] = self._child(name)
-        lineage = self.state.record("run", self.job["id"]) or {}
-        root = lineage.get("rootRunId") or self.job["name"]
-        with self.state.transaction():
-            self.state.put(child["id"], child, parent=self.workspace)
-            self.state.save_record("run", child["id"], {"parentRunId": self.job["name"], "rootRunId": root})
-        say(f"Submitting 1 runs, first five are: {name}:{child['name']}")
-        return runs.start(child["id"])
+    def _begin(self, name: str) -> asyncio.Task[None]:
+        child = self._made[name] = self._graph.child(name)
+        job = self._graph.job
+        root = (self._state.record("run", job["id"]) or {}).get("rootRunId") or job["name"]
+        earlier = self._earlier(child)
+        if earlier is not None:
+            reused = {"azureml.isreused": "true", "azureml.reusedrunid": earlier["name"]}
+            child["properties"] |= {"status": "Completed", "outputs": earlier["properties"]["outputs"]}
+            child["properties"]["properties"] = reused
+        with self._state.transaction():
+            self._state.put(child["id"], child, parent=self._graph.workspace)
+            self._state.save_record("run", child["id"], {"parentRunId": job["name"], "rootRunId": root})
+        if earlier is not None:
+            self._say(f"Reusing {earlier['name']} for {name}:{child['name']}")
+            return asyncio.create_task(asyncio.sleep(0))
+        self._say(f"Submitting 1 runs, first five are: {name}:{child['name']}")
+        return self._runs.start(child["id"])
 
-    def _finish(
-        self, ended: set[asyncio.Task[None]], running: dict[asyncio.Task[None], str], say: Callable[[str], None]
-    ) -> bool:
-        """Take what ended out of what runs; whether all of that completed."""
-        names = [running.pop(task) for task in ended]
+    def _finish(self, names: list[str]) -> bool:
+        """Take note of nodes that ended; whether all of them completed."""
         for name in names:
-            say(f"Completing processing run id {self.made[name]['name']}: {name} is {self._status(name)}")
+            status = self._status(name)
+            self._say(f"Completing processing run id {self._made[name]['name']}: {name} is {status}")
+            if status == "Completed":
+                self._made[name] = self._state.get(self._made[name]["id"]) or self._made[name]
+                self._state.save_record("step", _key(self._made[name]), {"job": self._made[name]["id"]})
+                self._hand_up(name)
         return all(self._status(name) == "Completed" for name in names)
 
+    def _hand_up(self, name: str) -> None:
+        """Let the pipeline's own outputs be where the node's are, which is elsewhere when a step was not run again."""
+        job = self._state.get(self._graph.job["id"])
+        for key, given in (self._graph.nodes[name].get("outputs") or {}).items():
+            bound = BINDING.fullmatch(str((given or {}).get("value") or ""))
+            if bound and job is not None:
+                place = self._made[name]["properties"]["outputs"][key]["uri"]
+                job["properties"]["outputs"][bound[2]]["uri"] = place
+                self._graph.properties["outputs"][bound[2]]["uri"] = place
+        if job is not None:
+            self._state.put(job["id"], job, parent=self._graph.workspace)
+
+    def _earlier(self, child: Body) -> Body | None:
+        """The job of an earlier run that did the same, if it may stand in."""
+        if not self._reuses or child["properties"]["jobType"] != "Command":
+            return None
+        record = self._state.record("step", _key(child)) or {}
+        return self._state.get(str(record.get("job") or ""))
+
     def _status(self, name: str) -> str:
-        found = self.state.get(self.made[name]["id"])
+        found = self._state.get(self._made[name]["id"])
         return str(found["properties"]["status"]) if found else "Canceled"
 
-    async def _cancel(self, runs: Runs, names: list[str]) -> None:
-        await asyncio.gather(*(runs.cancel(self.made[name]["id"]) for name in names))
-
-    # -- a node's job --------------------------------------------------------------------------------------------------
-
-    def _child(self, name: str) -> Body:
-        """The job that a node becomes. Raises ArmError 400 for a component, input or compute that is not there."""
-        node = self.nodes[name]
-        spec = self._component(name, node)
-        common = {
-            "displayName": node.get("display_name") or name,
-            "experimentName": self.properties.get("experimentName", "Default"),
-            "componentId": node["componentId"],
-            "inputs": self._inputs(name, node, spec),
-            "outputs": self._outputs(node, spec),
-            "identity": _camel(node.get("identity")) or self.properties.get("identity"),
-            "tags": node.get("tags") or {},
-        }
-        if spec.get("type") == "pipeline":
-            inner = {"jobType": "Pipeline", "jobs": spec["jobs"], "settings": self.properties.get("settings") or {}}
-            return self._body({**common, **inner})
-        return self._body({**common, **self._command(name, node, spec)})
-
-    def _body(self, properties: Body) -> Body:
-        child = str(uuid.uuid4())
-        now = datetime.now(UTC).isoformat()
-        times = {**self.job["systemData"], "createdAt": now, "lastModifiedAt": now}
-        return job_body.new(f"{self.workspace}/jobs/{child}", self.job["type"], properties, times)
-
-    def _component(self, name: str, node: Body) -> Body:
-        spelled = str(node.get("componentId") or "")
-        found = self.state.get(locations.asset_key(self.state, spelled))
-        if found is None:
-            raise ArmError(400, "UserError", f"The component '{spelled}' of the job '{name}' does not exist.")
-        spec: Body = found["properties"]["componentSpec"]
-        if spec.get("type") not in ("command", "pipeline"):
-            message = f"Components of type '{spec.get('type')}' are not emulated; 'command' and 'pipeline' are."
-            raise ArmError(400, "UserError", message)
-        return spec
-
-    def _command(self, name: str, node: Body, spec: Body) -> Body:
-        spread = _camel(self._filled(node.get("distribution") or spec.get("distribution")))
-        if spread:
-            spread["distributionType"] = "PyTorch" if spread.pop("type", "") == "pytorch" else spread.get("type")
-        environment = str(node.get("environment") or spec.get("environment") or "")
-        return {
-            "jobType": "Command",
-            "command": spec["command"],
-            "codeId": locations.asset_key(self.state, str(spec.get("code") or "")) or None,
-            "environmentId": locations.asset_key(self.state, environment),
-            "computeId": self._compute(name, node),
-            "distribution": spread,
-            "resources": _camel(self._filled(node.get("resources") or spec.get("resources"))),
-            "limits": _camel(node.get("limits") or spec.get("limits")),
-            "environmentVariables": node.get("environment_variables") or spec.get("environment_variables") or {},
-        }
-
-    def _compute(self, name: str, node: Body) -> str:
-        settings = self.properties.get("settings") or {}
-        said = node.get("computeId") or settings.get("default_compute") or self.properties.get("computeId")
-        wanted = str(self._filled(said) or "").removeprefix("azureml:")
-        if not wanted:
-            raise ArmError(400, "UserError", f"The job '{name}' has no compute.")
-        if wanted.split("/")[-1].lower() == "serverless":
-            raise ArmError(400, "UserError", f"The job '{name}' asks for serverless compute, which is not emulated.")
-        key = wanted if wanted.startswith("/") else f"{self.workspace}/computes/{wanted}"
-        if self.state.get(key) is None:
-            raise ArmError(400, "UserError", f"Unknown compute target '{wanted.split('/')[-1]}'.")
-        return key
-
-    # -- inputs and outputs --------------------------------------------------------------------------------------------
-
-    def _inputs(self, name: str, node: Body, spec: Body) -> Body:
-        declared, given = spec.get("inputs") or {}, node.get("inputs") or {}
-        if unknown := sorted(given.keys() - declared.keys()):
-            raise ArmError(400, "UserError", f"The component of '{name}' has no input '{unknown[0]}'.")
-        found: Body = {}
-        for key, said in declared.items():
-            value = self._value(given[key], said) if given.get(key) else None
-            if value is None and said.get("default") is not None:
-                value = {"jobInputType": "literal", "value": str(said["default"])}
-            if value is None and str(said.get("optional", False)).lower() != "true":
-                raise ArmError(400, "UserError", f"The input '{key}' of the job '{name}' is required.")
-            if value is not None:
-                _check_value(name, key, value, said)
-                found[key] = value
-        return found
-
-    def _value(self, given: Body, said: Body) -> Body | None:
-        """What a node's input is: a literal, a place, or nothing where it is bound to an input that nobody gave."""
-        kind = str(given.get("job_input_type") or given.get("jobInputType") or "literal")
-        mode = MODES.get(str(given.get("mode") or said.get("mode") or ""), given.get("mode"))
-        if kind != "literal":
-            return {"jobInputType": kind, "uri": given["uri"], **({"mode": mode} if mode else {})}
-        bound = BINDING.fullmatch(str(given["value"]))
-        if bound is None:
-            return {"jobInputType": "literal", "value": str(self._filled(given["value"]))}
-        if bound[1] == "inputs":
-            found = (self.properties.get("inputs") or {}).get(bound[2])
-            return {**found, **({"mode": mode} if mode else {})} if found else None
-        output = self._output_of(bound)
-        return {"jobInputType": output["jobOutputType"], "uri": output["uri"], **({"mode": mode} if mode else {})}
-
-    def _output_of(self, bound: re.Match[str]) -> Body:
-        outputs: Body = self.made[bound[2]]["properties"]["outputs"]
-        if bound[3] not in outputs:
-            raise ArmError(400, "UserError", f"The job '{bound[2]}' has no output '{bound[3]}'.")
-        found: Body = outputs[bound[3]]
-        return found
-
-    def _outputs(self, node: Body, spec: Body) -> Body:
-        """A node's outputs; one that is bound to the pipeline's lies where that lies."""
-        found = {}
-        for key, said in (spec.get("outputs") or {}).items():
-            given = (node.get("outputs") or {}).get(key) or {}
-            bound = BINDING.fullmatch(str(given.get("value") or ""))
-            uri = (self.properties["outputs"].get(bound[2]) or {}).get("uri") if bound else given.get("uri")
-            mode = MODES.get(str(given.get("mode") or said.get("mode") or ""), given.get("mode"))
-            found[key] = {"jobOutputType": said["type"], "uri": uri, **({"mode": mode} if mode else {})}
-        return found
-
-    def _filled(self, value: Any) -> Any:
-        """`value` with the pipeline's literal inputs written where they are named."""
-        if isinstance(value, dict):
-            return {key: self._filled(inner) for key, inner in value.items()}
-        if not isinstance(value, str):
-            return value
-        inputs = self.properties.get("inputs") or {}
-        return BINDING.sub(lambda found: str((inputs.get(found[2]) or {}).get("value", "")), value)
+    async def _cancel(self, names: list[str]) -> None:
+        await asyncio.gather(*(self._runs.cancel(self._made[name]["id"]) for name in names))
 
 
-def _check_value(name: str, key: str, value: Body, said: Body) -> None:
-    allowed = [str(one) for one in said.get("enum") or ()]
-    if allowed and "value" in value and value["value"] not in allowed:
-        message = f"The input '{key}' of the job '{name}' is '{value['value']}', not one of {', '.join(allowed)}."
-        raise ArmError(400, "UserError", message)
-
-
-def _camel(value: Any) -> Any:
-    """Snake-case keys as ARM spells them; counts as numbers."""
-    if not isinstance(value, dict):
-        return int(value) if isinstance(value, str) and value.isdecimal() else value
-    return {re.sub(r"_(\w)", lambda found: found[1].upper(), key): _camel(inner) for key, inner in value.items()}
+def _key(child: Body) -> str:
+    """What a step does: its component, its inputs and its workspace."""
+    properties = child["properties"]
+    said = [child["id"].split("/jobs/")[0].lower(), properties["componentId"], properties["inputs"]]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

@@ -45,19 +45,21 @@ def test_what_one_node_wrote_the_next_one_reads_and_the_pipeline_gives_back(azur
     from azure.ai.ml.dsl import pipeline
 
     azure_ml.client()
-    first = step("first", "echo ${{inputs.word}} > ${{outputs.out}}/word.txt", word="none")
+    first = step("first", "sleep 2; echo ${{inputs.word}} > ${{outputs.out}}/word.txt", word="none")
+    quick = step("quick", "true")
     second = step("second", "tr a-z A-Z < ${{inputs.words}}/word.txt > ${{outputs.out}}/word.txt", words=folder())
 
     @pipeline(name="two-steps")
     def two(word: str = "hello") -> dict[str, Any]:
         made = first(word=word)
+        quick()  # its end must not let the next one begin
         loud = second(words=made.outputs.out)
         return {"loud": loud.outputs.out}
 
     name = run(azure_ml, two)
     assert azure_ml.wait(name) == "Completed"
     assert downloaded(azure_ml, name, "loud", tmp_path).joinpath("word.txt").read_text() == "HELLO\n"
-    assert children(azure_ml, name) == {"made": "Completed", "loud": "Completed"}
+    assert children(azure_ml, name) == {"made": "Completed", "quick": "Completed", "loud": "Completed"}
     job = azure_ml.client().jobs.get(name)
     assert job.type == "pipeline" and job.display_name == "two-steps"
     assert [one.name for one in azure_ml.client().jobs.list() if one.experiment_name == "pipelines"] == [name]
@@ -108,18 +110,19 @@ def test_other_branches_go_on_after_a_failure_only_if_the_pipeline_says_so(azure
     from azure.ai.ml.dsl import pipeline
 
     azure_ml.client()
-    bad, slow = step("bad", "exit 1"), step("slow", "sleep 3")
+    bad, slow, after = step("bad", "exit 1"), step("slow", "sleep 3"), step("after", "true", words=folder())
 
     @pipeline(name="branches")
     def branches() -> None:
-        bad()
+        broken = bad()
         slow()
+        after(words=broken.outputs.out)
 
     made = branches()
     made.settings.continue_on_step_failure = go_on
     name = str(azure_ml.client().jobs.create_or_update(made).name)
     assert azure_ml.wait(name) == "Failed"
-    assert children(azure_ml, name) == {"bad": "Failed", "slow": "Completed" if go_on else "Canceled"}
+    assert children(azure_ml, name) == {"broken": "Failed", "slow": "Completed" if go_on else "Canceled"}
 
 
 def test_a_pipeline_inside_a_pipeline_hands_its_output_up(azure_ml: AzureMl, tmp_path: Path) -> None:
@@ -144,6 +147,29 @@ def test_a_pipeline_inside_a_pipeline_hands_its_output_up(azure_ml: AzureMl, tmp
     assert downloaded(azure_ml, name, "answer", tmp_path).joinpath("n.txt").read_text() == "42\n"
     (child,) = azure_ml.client().jobs.list(parent_job_name=name)
     assert children(azure_ml, str(child.name)) == {"one": "Completed", "add": "Completed"}
+
+
+def test_a_step_that_ran_before_is_not_run_again_unless_the_pipeline_says_so(azure_ml: AzureMl, tmp_path: Path) -> None:
+    from azure.ai.ml.dsl import pipeline
+
+    azure_ml.client()
+    when = step("when", "date +%N > ${{outputs.out}}/now.txt; echo ${{inputs.word}}", word="none")
+
+    @pipeline(name="again")
+    def again(word: str) -> dict[str, Any]:
+        return {"time": when(word=word).outputs.out}
+
+    def now(word: str, force: bool) -> str:
+        made = again(word=word)
+        made.settings.force_rerun = force
+        name = str(azure_ml.client().jobs.create_or_update(made).name)
+        assert azure_ml.wait(name) == "Completed"
+        return (downloaded(azure_ml, name, "time", tmp_path / name) / "now.txt").read_text()
+
+    first = now("one", force=False)
+    assert now("one", force=False) == first
+    assert now("two", force=False) != first
+    assert now("one", force=True) != first
 
 
 def test_cancelling_a_pipeline_ends_what_runs_in_it(azure_ml: AzureMl) -> None:
