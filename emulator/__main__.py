@@ -59,7 +59,9 @@ def main(argv: list[str]) -> int:
     )
     fault.add_argument("--after", type=int, default=0, metavar="N", help="let the first N through")
     fault.add_argument("--times", type=int, default=0, metavar="N", help="only N times (default: until cleared)")
-    fault.add_argument("--seconds", type=float, default=5.0, help="of delay, Retry-After or lifetime (default: 5)")
+    fault.add_argument(
+        "--seconds", type=float, default=5.0, help="of delay, Retry-After, lifetime or skew (default: 5)"
+    )
     fault.add_argument("--status", type=int, default=503, help="of an error (default: 503)")
     fault.add_argument("--code", default="ServiceUnavailable", help="of an error, such as OutOfQuota")
     verbs.add_parser("env", help="print the variables that lead clients to it, as shell exports")

@@ -6,12 +6,15 @@ learn.microsoft.com/azure/storage/blobs/authorize-access-azure-active-directory
 from __future__ import annotations
 
 import hmac
+from datetime import UTC, datetime
+from email.utils import format_datetime, parsedate_to_datetime
 
 from starlette.requests import Request
 
 from emulator.arm.rights import permits
 from emulator.blob_error import BlobError
 from emulator.entra import Entra
+from emulator.faults import clock
 from emulator.sas import SharedAccess, is_delegated
 from emulator.shared_key import signature
 from emulator.state import State
@@ -19,6 +22,8 @@ from emulator.state import State
 AUDIENCES = ("https://storage.azure.com",)
 STORAGE_ACCOUNT = "Microsoft.Storage/storageAccounts"
 BLOB_ACTIONS = f"{STORAGE_ACCOUNT}/blobServices/containers/blobs"
+OLDEST = 15 * 60  # seconds that a signed request is good for
+NEVER = datetime.fromtimestamp(0, UTC)
 ACTIONS = {"r": "read", "l": "read", "w": "write", "d": "delete"}
 
 
@@ -37,12 +42,11 @@ class BlobAccess:
             message = "Key based authentication is not permitted on this storage account."
             raise BlobError(403, "KeyBasedAuthenticationNotPermitted", message)
         if by_key:
-            wanted = f"SharedKey {account}:{signature(request, account, self._shared_access.key(account))}"
-            if not hmac.compare_digest(authorization, wanted):
-                raise BlobError(403, "AuthenticationFailed", "Server failed to authenticate the request.")
+            self._check_signed(request, account, authorization)
             return
         if by_signature:
-            why = self._shared_access.refusal(request.query_params, account, container, name, needed)
+            at = datetime.fromtimestamp(clock(self._state), UTC)
+            why = self._shared_access.refusal(request.query_params, account, container, name, needed, at)
             if why is not None:
                 code = "AuthorizationPermissionMismatch" if "permission" in why else "AuthenticationFailed"
                 raise BlobError(403, code, f"Server failed to authenticate the request. {why}")
@@ -55,6 +59,15 @@ class BlobAccess:
                 )
             raise BlobError(401, "NoAuthenticationInformation", "Server failed to authenticate the request.")
         self._check_role(str(claims["oid"]), account, needed)
+
+    def _check_signed(self, request: Request, account: str, authorization: str) -> None:
+        """Raise BlobError 403 unless a request is signed with the account's key, and not long ago."""
+        wanted = f"SharedKey {account}:{signature(request, account, self._shared_access.key(account))}"
+        if not hmac.compare_digest(authorization, wanted):
+            raise BlobError(403, "AuthenticationFailed", "Server failed to authenticate the request.")
+        said = parsedate_to_datetime(request.headers.get("x-ms-date") or format_datetime(NEVER)).timestamp()
+        if abs(clock(self._state) - said) > OLDEST:
+            raise BlobError(403, "AuthenticationFailed", "Request date header too old.")
 
     def _check_role(self, principal: str, account: str, needed: str) -> None:
         """Raise BlobError 403 unless one of the principal's roles permits one of the operations `needed`."""

@@ -18,11 +18,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from emulator.faults import token_lifetime
+from emulator.faults import clock, token_lifetime
 from emulator.home import DEPLOYER_CLIENT_ID, DEPLOYER_OBJECT_ID, TENANT_ID, Home
 from emulator.state import State
 
 LIFETIME = 3600  # seconds; Azure's own default lies between 60 and 90 minutes
+LEEWAY = 300  # seconds that a token is valid before it was issued, for services whose clock is behind
+
+_BY_OUR_CLOCK: Any = {"require": ["exp", "nbf"], "verify_exp": False, "verify_nbf": False, "verify_iat": False}
 
 # learn.microsoft.com/azure/azure-resource-manager/management/overview (metadata of a cloud, api-version 2019-05-01)
 PUBLIC_CLOUD = {
@@ -65,8 +68,8 @@ class Entra:
         claims = {
             "aud": audience.removesuffix("/.default").rstrip("/"),
             "iss": f"https://sts.windows.net/{TENANT_ID}/",
-            "iat": now,
-            "nbf": now,
+            "iat": now - LEEWAY,
+            "nbf": now - LEEWAY,
             "exp": now + token_lifetime(self._state, lifetime),
             "appid": client_id,
             "oid": object_id,
@@ -83,10 +86,12 @@ class Entra:
         if scheme.lower() != "bearer":
             return None
         try:
-            claims: dict[str, Any] = jwt.decode(token, self._key, algorithms=["HS256"], audience=audiences)
+            claims: dict[str, Any] = jwt.decode(
+                token, self._key, algorithms=["HS256"], audience=audiences, options=_BY_OUR_CLOCK
+            )
         except jwt.InvalidTokenError:
             return None
-        return claims
+        return claims if claims["nbf"] <= clock(self._state) < claims["exp"] else None
 
     async def instance(self, request: Request) -> Response:
         tenant = f"https://login.microsoftonline.com/{TENANT_ID}"

@@ -8,6 +8,7 @@
     roles           403 from storage until a new role assignment is as old as that
     image-build     environments that cannot be built
     token-lifetime  tokens that expire soon
+    clock           tokens and signatures judged by a clock that is ahead, or behind
 
 Of those that answer requests, `match` chooses which (a part of `METHOD host/path`), `after` lets the first ones go by,
 `times` ends it.
@@ -22,7 +23,7 @@ from typing import Any
 
 from emulator.state import State
 
-KINDS = ("throttle", "error", "slow", "drop", "operations", "roles", "image-build", "token-lifetime")
+KINDS = ("throttle", "error", "slow", "drop", "operations", "roles", "image-build", "token-lifetime", "clock")
 RECORD = "fault"
 ASSIGNMENT = "/providers/microsoft.authorization/roleassignments/"
 
@@ -81,7 +82,7 @@ class Faults:
             case "roles":
                 signed = dict(scope["headers"]).get(b"authorization") is not None
                 return ".blob." in where and signed and time.time() - self._assigned < fault["seconds"]
-            case "image-build" | "token-lifetime":
+            case "image-build" | "token-lifetime" | "clock":
                 return False
         fault["seen"] += 1
         self._state.save_record(RECORD, str(fault["number"]), fault)
@@ -98,6 +99,12 @@ def token_lifetime(state: State, usual: int) -> int:
     return min(
         [usual, *(int(body["seconds"]) for _, body in state.records(RECORD) if body["kind"] == "token-lifetime")]
     )
+
+
+def clock(state: State) -> float:
+    """The time by which tokens and signatures are judged, in seconds since 1970."""
+    skews = [float(body["seconds"]) for _, body in state.records(RECORD) if body["kind"] == "clock"]
+    return time.time() + sum(skews)
 
 
 def _host(scope: Any) -> str:

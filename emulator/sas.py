@@ -68,11 +68,15 @@ class SharedAccess:
         """What Azure ML signs with for others: a key of its own identity's, valid where account keys are not."""
         return self.key(f"{account} delegated")
 
-    def refusal(self, query: Mapping[str, str], account: str, container: str, name: str, needed: str) -> str | None:
-        """Why this signature does not allow an operation that needs one of the letters `needed`; None if it does."""
+    def refusal(
+        self, query: Mapping[str, str], account: str, container: str, name: str, needed: str, at: datetime
+    ) -> str | None:
+        """Why this signature does not allow, at this time, an operation that needs one of the letters `needed`; None
+        if it does.
+        """
         if not hmac.compare_digest(self._expected(query, account, container, name), query.get("sig", "")):
             return "Signature did not match."
-        if _time(query.get("se", "")) < datetime.now(UTC) or _time(query.get("st", "1970-01-01")) > datetime.now(UTC):
+        if not _time(query.get("st", "1970-01-01")) <= at <= _time(query.get("se", "")):
             return "Signature not valid in the specified time frame."
         if not set(needed) & set(query.get("sp", "")):
             return "This request is not authorized to perform this operation using this permission."

@@ -127,6 +127,36 @@ def test_tokens_can_expire_soon(azure_ml: AzureMl) -> None:
     assert token.expires_on - time.time() < 401
 
 
+def test_a_clock_that_is_ahead_or_behind_refuses_tokens_and_signatures(azure_ml: AzureMl) -> None:
+    from azure.core.exceptions import ClientAuthenticationError
+
+    client, box = azure_ml.client(), _blobs(azure_ml)
+    box.upload_blob("timed", b"x", overwrite=True)
+    for seconds in (7200, -7200):
+        azure_ml.fault("clock", seconds=seconds)
+        with pytest.raises(ClientAuthenticationError):
+            client.compute.get("cpu")
+        with pytest.raises(ClientAuthenticationError):
+            box.download_blob("timed")
+        azure_ml.clear_faults()
+    azure_ml.fault("clock", seconds=-200)  # what Entra ID allows for
+    assert client.compute.get("cpu").name == "cpu"
+
+
+def test_a_signature_expires_by_the_services_clock(azure_ml: AzureMl) -> None:
+    import requests
+
+    secrets = azure_ml.home.secrets()
+    from emulator.sas import SharedAccess
+
+    _blobs(azure_ml).upload_blob("signed", b"x", overwrite=True)
+    token = SharedAccess(secrets["sas_key"]).for_blob("sttest", "azureml", "signed")
+    address = f"https://sttest.blob.core.windows.net/azureml/signed?{token}"
+    assert requests.get(address, timeout=30).content == b"x"
+    azure_ml.fault("clock", seconds=7200)
+    assert requests.get(address, timeout=30).status_code == 403
+
+
 def test_an_unknown_fault_is_refused(azure_ml: AzureMl) -> None:
     with pytest.raises(AssertionError, match="there is no fault 'gremlins'"):
         azure_ml.fault("gremlins")
