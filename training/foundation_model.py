@@ -83,11 +83,12 @@ def get_asset(assets: Any, kind: str, name: str, version: str) -> Any:
     Raises:
         UserError: exit code 2, as `find`.
     """
+    from azure.ai.ml.exceptions import ValidationException
     from azure.core.exceptions import ResourceNotFoundError
 
     try:
         return assets.get(name, label=LATEST) if version == LATEST else assets.get(name, version=version)
-    except ResourceNotFoundError:
+    except (ResourceNotFoundError, ValidationException):  # the second: azure-ai-ml finds no version for the label
         pass
     try:
         versions = [str(one.version) for one in assets.list(name=name)]
@@ -102,12 +103,12 @@ def get_asset(assets: Any, kind: str, name: str, version: str) -> Any:
 
 
 def _near(word: str, known: list[str]) -> str:
-    """The nearest of what there is; versions that are numbers are near where their difference is small."""
+    """The nearest of what there is; of numbers those with the smallest difference."""
     if word.isdecimal() and all(one.isdecimal() for one in known):
         found = sorted(sorted(known, key=lambda one: abs(int(one) - int(word)))[:3], key=int)
     else:
         found = difflib.get_close_matches(word, known, n=3, cutoff=0.4)
-    return f"; the nearest: {', '.join(found)}" if found else ""
+    return f"; the nearest: {', '.join(found)}" if found else f"; it has {', '.join(known[:3])}" if known else ""
 
 
 def _sizes(tags: Mapping[str, str], key: str, where: str) -> tuple[str, ...] | None:
