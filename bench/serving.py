@@ -1,11 +1,12 @@
 """What our server is worth beside the guide's way, MLflow's scoring server, on the same model and machine.
 
     python -m bench.serving                      (about ten minutes: a model of 134 million random weights)
+    python -m bench.serving --cores 1            (each server on one core, and with one thread)
     python -m bench.serving --table FILE         (a result again, as a table)
 
 All servers are up at once and take turns: every round asks each of them, with 1, 4 and 16 clients, so that a machine
-that slows down slows all. Each has one thread, and what is compared first is tokens for a second of the processor's
-time, which the neighbours on a shared machine do not change. Only figures of one run are to be compared.
+that slows down slows all. Each has the same cores and threads, and what is compared first is tokens for a second of the
+processor's time, which the neighbours on a shared machine do not change. Only figures of one run are to be compared.
 """
 
 from __future__ import annotations
@@ -71,23 +72,26 @@ BARS = (
 )
 
 
-def run(names: Sequence[str], rounds: int, shape: str, clients: Sequence[int] = CLIENTS) -> dict[str, Any]:
+def run(
+    names: Sequence[str], rounds: int, shape: str, cores: int = 1, clients: Sequence[int] = CLIENTS
+) -> dict[str, Any]:
     """Start the servers, measure them in turns, and say under what circumstances."""
     with tempfile.TemporaryDirectory(prefix="bench-") as place, ExitStack() as servers:
         folder = Path(place)
         parameters = int(_model("--folder", str(folder / "model"), "--shape", shape))
-        targets = [servers.enter_context(_served(name, folder)) for name in names]
+        targets = [servers.enter_context(_served(name, folder, cores)) for name in names]
         runs = list(_rounds(targets, rounds, clients))
         ours = [target for target in targets if not target.guide]
         first = {target.name: first_token(target) for target in ours}
         prompt = _prompt_tokens(ours[0]) if ours else 0
+        words = ["--folder", str(folder / "model"), "--forward", str(prompt), "--threads", str(cores)]
         forward = {
-            dtype: float(_model("--folder", str(folder / "model"), "--forward", str(prompt), "--dtype", dtype))
+            dtype: float(_model(*words, "--dtype", dtype))
             for dtype in sorted({CONFIGURATIONS[target.name].dtype for target in ours})
         }
         startup = {target.name: [round(seconds, 1) for seconds in target.startup] for target in targets}
     return {
-        **circumstances(names, rounds, shape, parameters),
+        **circumstances(names, rounds, shape, parameters, cores),
         "startup_seconds": startup,
         "first_token": first,
         "prompt_tokens": prompt,
@@ -118,15 +122,15 @@ def _model(*words: str) -> str:
     return (done.stdout.strip() or "0").splitlines()[-1]
 
 
-def _env() -> dict[str, str]:
+def _env(threads: int = 1) -> dict[str, str]:
     quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
-    return {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **quiet}
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), **quiet}
 
 
 @contextmanager
-def _served(name: str, folder: Path) -> Iterator[Target]:
+def _served(name: str, folder: Path, cores: int) -> Iterator[Target]:
     """The configuration's server, from its start until it is ready, and ended afterwards."""
-    configuration, port, env = CONFIGURATIONS[name], _free_port(), _env()
+    configuration, port, env = CONFIGURATIONS[name], _free_port(), _env(cores)
     cli.say(f"starting {name}")
     if configuration.guide:
         saved = folder / f"mlflow-{configuration.dtype}"
@@ -137,11 +141,18 @@ def _served(name: str, folder: Path) -> Iterator[Target]:
         env["MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT"] = "600"  # 60 s without it, too few for 16 clients that queue
     else:
         served = _exported(folder) if configuration.engine == "openvino" else folder / "model"
-        command = ["-m", "deployment.server", "--model", str(served), "--port", str(port), "--threads", "1"]
+        command = ["-m", "deployment.server", "--model", str(served), "--port", str(port), "--threads", str(cores)]
         command += ["--engine", configuration.engine, "--dtype", configuration.dtype]
     log = (folder / f"{name}.log").open("w")
     began = time.monotonic()
-    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=env, stdout=log, stderr=log)
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=env,
+        stdout=log,
+        stderr=log,
+        preexec_fn=lambda: os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-cores:]),
+    )
     try:
         target = Target(name, f"http://127.0.0.1:{port}", psutil.Process(process.pid), configuration.guide)
         _wait(target, process, folder / f"{name}.log")
@@ -190,7 +201,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def circumstances(names: Sequence[str], rounds: int, shape: str, parameters: int) -> dict[str, Any]:
+def circumstances(names: Sequence[str], rounds: int, shape: str, parameters: int, cores: int) -> dict[str, Any]:
     """Where, when, with what: a figure means nothing without."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     return {
@@ -198,6 +209,7 @@ def circumstances(names: Sequence[str], rounds: int, shape: str, parameters: int
         "commit": commit.stdout.strip(),
         "command": f"python -m bench.serving {' '.join(sys.argv[1:])}".strip(),
         "hardware": _cpu(),
+        "cores": cores,
         "load": round(os.getloadavg()[0], 2),
         "shape": {"name": shape, "parameters": parameters, **SHAPES[shape]},
         "new_tokens": NEW_TOKENS,
@@ -213,7 +225,7 @@ def _cpu() -> str:
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
     flags = next((line.split() for line in lines if line.startswith("flags")), [])
     kinds = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16") if flag in flags]
-    return f"{name} ({', '.join(kinds)}), {os.cpu_count()} virtual cores, 1 thread a server"
+    return f"{name} ({', '.join(kinds)}), {os.cpu_count()} virtual cores"
 
 
 def _version(package: str) -> str | None:
@@ -282,13 +294,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--configs", metavar="A,B", help=f"of {', '.join(CONFIGURATIONS)} (default: all that can run)")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default: %(default)s")
     parser.add_argument("--shape", choices=SHAPES, default="134m", help="of the model (default: %(default)s)")
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--cores", type=int, default=cores, metavar="N", help="of each server (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: a new file in bench/results/serving")
     parser.add_argument("--table", type=Path, metavar="FILE", help="measure nothing; the tables of this result")
     given = parser.parse_args(argv)
     if given.table:
         print(table(json.loads(given.table.read_text())))
         return 0
-    found = run(_names(given.configs), given.rounds, given.shape)
+    found = run(_names(given.configs), given.rounds, given.shape, given.cores)
     out = given.out or RESULTS / f"{datetime.now(UTC):%Y%m%d-%H%M}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(found, indent=1) + "\n")
@@ -306,6 +320,8 @@ def _names(text: str | None) -> list[str]:
     names = text.split(",")
     if wrong := [name for name in names if name not in CONFIGURATIONS]:
         raise UserError(f"{wrong[0]!r} is none of {', '.join(CONFIGURATIONS)}", code=WRONG_USE)
+    if BASELINE not in names:
+        raise UserError(f"{BASELINE!r}, which all others are compared with, is not among them", code=WRONG_USE)
     return names
 
 

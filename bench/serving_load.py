@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from statistics import median
 from typing import Any
 
@@ -17,6 +18,8 @@ import psutil
 
 QUESTION = "Who founded Microsoft? " * 2
 NEW_TOKENS = 64
+NUMBERS = count(100)
+"""Each question begins with one of its own: nobody gains by having answered it before."""
 
 
 @dataclass
@@ -37,7 +40,8 @@ class Target:
         return sum(sum(one.cpu_times()[:2]) for one in family)
 
     def memory(self) -> int:
-        return int(self.process.memory_info().rss)
+        family = [self.process, *self.process.children(recursive=True)]
+        return sum(int(one.memory_info().rss) for one in family)
 
     def ask(self, client: httpx.Client) -> tuple[float, int]:
         """(seconds, new tokens) of one request. MLflow's answer holds no counts: all tokens are granted to it."""
@@ -49,10 +53,11 @@ class Target:
         return time.perf_counter() - began, tokens
 
     def _request(self) -> tuple[str, dict[str, Any]]:
+        question = f"{next(NUMBERS)} {QUESTION}"
         if self.guide:
             params = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "return_full_text": False}
-            return "/invocations", {"inputs": [QUESTION], "params": params}
-        messages = [{"role": "user", "content": QUESTION}]
+            return "/invocations", {"inputs": [question], "params": params}
+        messages = [{"role": "user", "content": question}]
         return "/score", {"messages": messages, "max_tokens": NEW_TOKENS, "temperature": 0}
 
 
@@ -104,9 +109,9 @@ def _probes(target: Target, client: httpx.Client) -> Iterator[list[float]]:
 def first_token(target: Target, times: int = 5) -> dict[str, float]:
     """Seconds until the first piece of text, one client; the least and the median."""
     took = []
-    body = {**target._request()[1], "stream": True, "max_tokens": 4}
     with httpx.Client(timeout=600, trust_env=False) as client:
         for _ in range(times):
+            body = {**target._request()[1], "stream": True, "max_tokens": 4}
             began = time.perf_counter()
             with client.stream("POST", f"{target.url}/score", json=body) as reply:
                 for line in reply.iter_lines():

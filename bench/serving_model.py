@@ -87,14 +87,14 @@ def save_for_mlflow(folder: Path, out: Path, dtype: str) -> None:
     )
 
 
-def seconds_of_a_forward_pass(folder: Path, prompt: int, dtype: str) -> float:
+def seconds_of_a_forward_pass(folder: Path, prompt: int, dtype: str, threads: int) -> float:
     """The best of five, for one prompt of so many tokens."""
     import time
 
     import torch
     from transformers import AutoModelForCausalLM
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
     ids = torch.arange(300, 300 + prompt)[None]
     took = []
@@ -113,13 +113,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--mlflow", type=Path, metavar="OUT")
     parser.add_argument("--forward", type=int, metavar="TOKENS")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args(argv)
     if given.shape:
         print(save(given.folder, given.shape))
     elif given.mlflow:
         save_for_mlflow(given.folder, given.mlflow, given.dtype)
     else:
-        print(seconds_of_a_forward_pass(given.folder, given.forward, given.dtype))
+        print(seconds_of_a_forward_pass(given.folder, given.forward, given.dtype, given.threads))
     return 0
 
 

@@ -11,7 +11,8 @@
     model.py          where the model lies and what its files say
     engines.py        which engine, and why
     transformers_engine.py, batcher.py, cache.py, prefixes.py    plain transformers, all requests decoded together
-    openvino_engine.py, openvino_export.py, openvino_check.py    8-bit weights for CPUs; what they cost
+    openvino_engine.py, openvino_pipeline.py    8-bit weights for CPUs, computed in a process of their own
+    openvino_export.py, openvino_check.py    how they are made, and what they cost
     vllm_engine.py, vllm/    GPUs; it has never run with vLLM
     worker.py         what engines of one thread share
     machine.py        CPUs and memory

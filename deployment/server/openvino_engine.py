@@ -10,12 +10,13 @@ import json
 import logging
 import random
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from deployment.server import machine
 from deployment.server.model import LoadedModel, cannot_load, described
 from deployment.server.openvino_check import OPENVINO_MODEL, require_approved
+from deployment.server.openvino_pipeline import Asked, Pipeline
 from deployment.server.rows import Row
 from deployment.server.worker import Worker
 from infra.cli import UserError
@@ -37,7 +38,11 @@ class OpenVinoModel(LoadedModel):
 
     def start(self, slots: int, queue: int) -> OpenVinoEngine:
         gigabytes = cache_gigabytes(machine.free_memory(), slots * self.context * self.bytes_per_token)
-        pipeline = _pipeline(self.folder, self.threads, slots, gigabytes)
+        log.info("openvino with %d threads, %d GiB for keys and values", self.threads, gigabytes)
+        try:
+            pipeline = Pipeline(self.folder, threads=self.threads, slots=slots, gigabytes=gigabytes)
+        except RuntimeError as error:
+            raise cannot_load(self.folder, error) from None
         return OpenVinoEngine(pipeline, self.stop_ids, slots=slots, queue=queue)
 
 
@@ -47,13 +52,11 @@ def load(folder: Path, *, threads: int | None) -> OpenVinoModel:
     Raises:
         UserError: OpenVINO GenAI is not installed, or the folder holds no exported model.
     """
-    try:
-        import openvino_genai  # type: ignore[import-not-found] # noqa: F401
-    except ImportError:
+    if find_spec("openvino_genai") is None:
         raise UserError(
             "openvino-genai is not installed, and the engine openvino needs it",
             next_command="pip install -r deployment/server/openvino/requirements.txt",
-        ) from None
+        )
     if not (folder / OPENVINO_MODEL).is_file():
         raise UserError(
             f"the model in {folder} is not exported for OpenVINO: there is no {OPENVINO_MODEL}",
@@ -73,76 +76,51 @@ def _bytes_per_token(folder: Path) -> int:
 
 
 class OpenVinoEngine(Worker):
-    """One thread that adds requests to OpenVINO's pipeline, steps it, and reads what came of it."""
+    """The thread that tells OpenVINO's pipeline, step by step, which requests come and go, and takes their tokens."""
 
-    def __init__(self, pipeline: Any, stop_ids: frozenset[int], *, slots: int = 16, queue: int = 64) -> None:
+    def __init__(self, pipeline: Pipeline, stop_ids: frozenset[int], *, slots: int = 16, queue: int = 64) -> None:
         self._pipeline, self._stop_ids = pipeline, stop_ids
-        self._handles: dict[Row, Any] = {}
+        self._rows: dict[int, Row] = {}
+        self._gone: list[int] = []
         self._requests = 0
         super().__init__(slots, queue)
 
+    def close(self) -> None:
+        super().close()
+        self._pipeline.close()
+
     def _advance(self) -> None:
-        for row in [row for row in self._running if row.cancelled]:
-            self._leave(row)
+        self._leave([number for number, row in self._rows.items() if row.cancelled])
+        for number, tokens in self._step(self._added()).items():
+            row = self._rows[number]
+            if any(row.give(token, self._stop_ids) for token in tokens):
+                self._leave([number])
+        if not self._rows:
+            self._step([])
+
+    def _added(self) -> list[Asked]:
+        added = []
         for row in self._admit():
-            self._running.append(row)  # first, so that a failure reaches it too
-            self._handles[row] = self._add(row)
-        if self._running:
-            self._pipeline.step()
-            self.steps += 1
-        for row in list(self._running):
-            if self._read(row):
-                self._leave(row)
+            self._requests += 1
+            self._running.append(row)
+            self._rows[self._requests] = row  # first, so that a failure reaches it too
+            added.append(_asked(self._requests, row))
+        return added
 
-    def _add(self, row: Row) -> Any:
-        import numpy as np
-        import openvino as ov  # type: ignore[import-not-found]
+    def _step(self, added: list[Asked]) -> dict[int, list[int]]:
+        gone, self._gone = self._gone, []
+        self.steps += 1
+        return self._pipeline.step(added, gone)
 
-        self._requests += 1
-        ids = ov.Tensor(np.array([row.prompt], dtype=np.int64))
-        return self._pipeline.add_request(self._requests, ids, _generation(row))
-
-    def _read(self, row: Row) -> bool:
-        """Give the row the tokens that are there; True if its answer ends with one of them."""
-        handle = self._handles[row]
-        while handle.can_read():
-            for output in handle.read().values():
-                if any(row.give(token, self._stop_ids) for token in output.generated_ids):
-                    return True
-        return False
-
-    def _leave(self, row: Row) -> None:
-        self._running.remove(row)
-        self._handles.pop(row).cancel()
-        if not self._running:
-            self._tidy()
-
-    def _tidy(self) -> None:
-        """A pipeline gives up a cancelled request, and its pages, in its next step."""
-        while self._pipeline.has_non_finished_requests():
-            self._pipeline.step()
+    def _leave(self, numbers: list[int]) -> None:
+        for number in numbers:
+            self._running.remove(self._rows.pop(number))
+            self._gone.append(number)
 
     def _forget(self) -> None:
-        handles, self._handles = list(self._handles.values()), {}
-        for handle in handles:
-            handle.cancel()
-        self._tidy()
-
-
-def _pipeline(folder: Path, threads: int, slots: int, gigabytes: int) -> Any:
-    import openvino_genai
-
-    scheduler = openvino_genai.SchedulerConfig()
-    scheduler.max_num_seqs = slots
-    scheduler.cache_size = gigabytes
-    scheduler.enable_prefix_caching = True
-    log.info("openvino with %d threads, %d GiB for keys and values", threads, scheduler.cache_size)
-    try:
-        return openvino_genai.ContinuousBatchingPipeline(
-            str(folder), scheduler, "CPU", {"INFERENCE_NUM_THREADS": threads}
-        )
-    except RuntimeError as error:
-        raise cannot_load(folder, error) from None
+        """Not asked of a pipeline that may be the one that failed: the next step tells it."""
+        self._gone += self._rows
+        self._rows.clear()
 
 
 def cache_gigabytes(free: int | None, useful: int) -> int:
@@ -151,15 +129,8 @@ def cache_gigabytes(free: int | None, useful: int) -> int:
     return max(1, min(bounds) // GIB)
 
 
-def _generation(row: Row) -> Any:
-    """The row's choices as OpenVINO has them. Where an answer ends is decided here, from each token as it comes."""
-    import openvino_genai
-
-    config = openvino_genai.GenerationConfig()
-    config.max_new_tokens = row.max_tokens
-    config.ignore_eos = True
-    config.do_sample = not row.choice.greedy
-    if config.do_sample:
-        config.temperature, config.top_p = row.choice.temperature, max(row.choice.top_p, SMALLEST_TOP_P)
-        config.rng_seed = (random.getrandbits(32) if row.choice.seed is None else row.choice.seed) % 2**32
-    return config
+def _asked(number: int, row: Row) -> Asked:
+    choice = row.choice
+    seed = (random.getrandbits(32) if choice.seed is None else choice.seed) % 2**32
+    temperature = None if choice.greedy else choice.temperature
+    return Asked(number, list(row.prompt), row.max_tokens, temperature, max(choice.top_p, SMALLEST_TOP_P), seed)

@@ -80,6 +80,8 @@ def test_bars_name_configurations_that_exist() -> None:
 def test_an_unknown_configuration_is_wrong_use() -> None:
     with pytest.raises(UserError, match="'fastest' is none of"):
         serving._names("fastest")
+    with pytest.raises(UserError, match="is not among them"):
+        serving._names("transformers bf16")
 
 
 def test_so_many_clients_ask_at_once_and_all_tokens_are_counted() -> None:

@@ -147,17 +147,21 @@ def test_after_a_failure_nothing_is_kept(loaded: TransformersModel, engine: Coun
     assert engine._prefixes.tokens == 0
 
 
-def test_of_beginnings_alike_the_newest_is_used_and_the_oldest_still_goes_first() -> None:
-    class Row1:
-        def states(self, place: int) -> Any:
-            return place
+class Places:
+    """Stands for a batch whose rows' states are their numbers."""
 
+    def states(self, place: int) -> Any:
+        return place
+
+
+def test_what_was_used_last_stays_and_what_all_prompts_begin_with_is_no_use() -> None:
     kept = Prefixes(9)
     for place in range(3):
-        kept.keep([1, place, place], cast(Any, Row1()), place)
-    assert cast(Any, kept.find([1, 7, 7]).states) == 2 and kept.find([1, 7, 7]).length == 1
-    kept.keep([1, 8, 8], cast(Any, Row1()), 3)
-    assert cast(Any, kept.find([1, 0, 0]).states) != 0
+        kept.keep([1, place, place], cast(Any, Places()), place)
+    assert kept.find([1, 0, 0, 5]).length == 3
+    assert (kept.find([1, 7, 7]).length, kept.find([1, 7, 7]).states) == (1, 0)  # of those alike the newest
+    kept.keep([1, 8, 8], cast(Any, Places()), 3)
+    assert {cast(Any, one.states) for one in kept._kept} == {0, 2, 3}
 
 
 def test_a_model_that_is_started_keeps_a_bounded_part_of_the_free_memory(loaded: TransformersModel) -> None:
