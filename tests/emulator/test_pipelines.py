@@ -5,9 +5,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from emulator.testing import AzureMl
+from tests.support.local_azure import LocalAzure
 
 pytest_plugins = ["emulator.testing"]
 ENVIRONMENT = "azureml://registries/azureml/environments/acft-hf-nlp-gpu/versions/112"
@@ -237,6 +239,31 @@ def put(azure_ml: AzureMl, jobs: dict[str, Any]) -> Any:
         headers={"Authorization": f"Bearer {token}"},
         timeout=60,
     )
+
+
+def test_a_pipeline_whose_service_was_killed_is_marked_with_its_steps(azure: LocalAzure, workspace: str) -> None:
+    component = f"{workspace}/components/waiting/versions/1"
+    spec = {"type": "command", "command": "sleep 300", "environment": ENVIRONMENT, "inputs": {}, "outputs": {}}
+    azure.put(component, {"properties": {"componentSpec": spec}})
+    jobs = {"wait": {"type": "command", "componentId": component, "computeId": f"{workspace}/computes/cpu"}}
+    azure.put(f"{workspace}/jobs/killed", {"properties": {"jobType": "Pipeline", "jobs": jobs}})
+    history = f"https://eastus2.api.azureml.ms/history/v1.0{workspace}/runs/killed"
+
+    def states() -> list[str]:
+        below = azure.request("GET", f"{history}/children").json()["value"]
+        return [one["status"] for one in (azure.request("GET", history).json(), *below)]
+
+    for _ in range(100):
+        if states() == ["Running", "Running"]:
+            break
+        time.sleep(0.1)
+    service = psutil.Process(azure.record["pid"])
+    service.kill()
+    psutil.wait_procs([service], timeout=30)
+    azure.env.update(LocalAzure.start(azure.home.path).env)
+    assert states() == ["Failed", "Failed"]
+    error = azure.request("GET", f"{history}/details").json()["error"]["error"]
+    assert error["code"] == "JobNodeLost"
 
 
 REGISTRY = "azureml://registries/azureml/components"
