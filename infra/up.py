@@ -181,10 +181,10 @@ def _nothing(_: str) -> None:
 
 
 def _priced_preview(stack: Stack) -> dict[str, int]:
-    from infra import cost
+    from infra import estimate
 
     changes, events = preview(stack)
-    cost.tell(events)
+    estimate.tell(events)
     return changes
 
 

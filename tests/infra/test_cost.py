@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from infra import cost, prices
+from infra import cost, estimate, prices
 from infra.charges import Resource, charges, endpoint_plan, resources
 from infra.cli import UserError
 from infra.prices import Price, Prices
@@ -53,77 +53,77 @@ STORAGE = Resource("azure-native:storage/v20240101:StorageAccount", "st", {"sku"
 STACK = [Resource("pulumi:pulumi:Stack", "x", {}), REGISTRY, STORAGE, cluster()]
 
 
-def estimate(found: list[Resource], **more: Any) -> dict[str, Any]:
-    return cost.estimate(found, PRICES, **{"plan": [], "until": None, "now": NOW, **more})
+def priced(found: list[Resource], **more: Any) -> dict[str, Any]:
+    return estimate.estimate(found, PRICES, **{"plan": [], "until": None, "now": NOW, **more})
 
 
 def shown(found: dict[str, Any]) -> str:
-    return "\n".join(cost.lines({**found, "stack": "x"}))
+    return "\n".join(estimate.lines({**found, "stack": "x"}))
 
 
 def test_an_idle_stack_pays_for_its_registry_and_not_for_its_cluster() -> None:
-    found = estimate(STACK)
+    found = priced(STACK)
     assert found["fixed_per_month"] == {"amount": 730.0, "unpriced": []}
     assert found["per_busy_gpu_hour"] == {"amount": 2.0, "unpriced": [], "per_node": []}  # a node has two GPUs
 
 
 def test_a_cluster_that_never_shrinks_to_0_is_a_fixed_cost() -> None:
     until = datetime(2026, 11, 1, 10, tzinfo=UTC)
-    found = estimate([cluster(least=1)], until=until)
+    found = priced([cluster(least=1)], until=until)
     assert found["fixed_per_month"]["amount"] == 4 * 730
     assert found["worst_case"]["amount"] == 10 * 2 * 4, "no node is counted twice"
 
 
 def test_low_priority_has_its_own_price_and_unknown_gpus_are_said() -> None:
-    found = estimate([cluster(most=1, vmPriority="LowPriority")])
+    found = priced([cluster(most=1, vmPriority="LowPriority")])
     assert found["per_busy_gpu_hour"]["amount"] == 1.0
     assert "of a node" in shown(found)
 
 
 def test_a_cpu_cluster_is_in_the_worst_case_and_not_in_the_gpu_hour() -> None:
     both = [cluster(), cluster(name="cpu-cluster", vmSize=CPU), tagged(**{"expires-on": "2026-11-01T10:00:00Z"})]
-    found = estimate(both)
+    found = priced(both)
     assert found["per_busy_gpu_hour"]["amount"] == 2.0
     assert found["worst_case"]["amount"] == 10 * (2 * 4 + 2 * 0.5)
-    assert estimate([cluster(vmSize=CPU)])["per_busy_gpu_hour"] is None
+    assert priced([cluster(vmSize=CPU)])["per_busy_gpu_hour"] is None
     assert "2 x Standard_D4ds_v5 (cpu-cluster)" in shown(found) and "0.5 an hour each" in shown(found)
 
 
 def test_the_endpoint_counts_every_hour_that_it_is_deployed() -> None:
     plan = endpoint_plan(json.dumps([{"instance_type": SIZE, "instance_count": 3}]))
-    assert estimate(STACK, plan=plan)["per_deployed_hour"]["amount"] == 12.0
+    assert priced(STACK, plan=plan)["per_deployed_hour"]["amount"] == 12.0
 
 
 def test_the_worst_case_is_everything_busy_until_the_expiry() -> None:
-    found = estimate([*STACK, tagged(**{"expires-on": "2026-11-01T10:00:00Z"})])["worst_case"]
+    found = priced([*STACK, tagged(**{"expires-on": "2026-11-01T10:00:00Z"})])["worst_case"]
     assert found["hours"] == 10.0 and found["until"] == "2026-11-01T10:00+00:00"
     assert found["amount"] == 10 * (1 + 2 * 4)  # a 24th of the registry's day, and two nodes
     assert found["unpriced"] == [] and found["endpoint"] is False
-    assert estimate(STACK)["worst_case"] is None
-    assert "the stack does not expire" in shown(estimate(STACK))
+    assert priced(STACK)["worst_case"] is None
+    assert "the stack does not expire" in shown(priced(STACK))
 
 
 def test_a_planned_endpoint_is_in_the_worst_case_to_its_end() -> None:
     plan = endpoint_plan(json.dumps({"instance_type": SIZE, "instance_count": 1}))
     until = datetime(2026, 11, 1, 10, tzinfo=UTC)
-    found = estimate(STACK, plan=plan, until=until)["worst_case"]
+    found = priced(STACK, plan=plan, until=until)["worst_case"]
     assert found["amount"] == 10 * (1 + 2 * 4 + 4) and found["endpoint"] is True
 
 
 def test_hours_to_live_are_an_expiry_too_and_a_date_goes_before_them() -> None:
-    assert estimate([*STACK, tagged(**{"ttl-hours": "8"})])["worst_case"]["hours"] == 8.0
+    assert priced([*STACK, tagged(**{"ttl-hours": "8"})])["worst_case"]["hours"] == 8.0
     both = {"ttl-hours": "8", "expires-on": "2026-11-01T02:00:00Z"}
-    assert estimate([*STACK, tagged(**both)])["worst_case"]["hours"] == 2.0
-    assert estimate([*STACK, tagged(**{"expires-on": "2026-10-31T00:00:00Z"})])["worst_case"]["amount"] == 0.0
+    assert priced([*STACK, tagged(**both)])["worst_case"]["hours"] == 2.0
+    assert priced([*STACK, tagged(**{"expires-on": "2026-10-31T00:00:00Z"})])["worst_case"]["amount"] == 0.0
 
 
 def test_what_has_no_price_is_named_and_never_0() -> None:
     database = Resource("azure-native:sql:Server", "db", {})
-    found = estimate([REGISTRY, database])
+    found = priced([REGISTRY, database])
     assert found["fixed_per_month"] == {"amount": 730.0, "unpriced": ["sql:Server"]}
-    (row,) = [line for line in cost.lines(found) if line.strip().startswith("fixed per month")]
+    (row,) = [line for line in estimate.lines(found) if line.strip().startswith("fixed per month")]
     assert "at least 730.00 USD" in row and "without sql:Server" in row
-    alone = estimate([database])
+    alone = priced([database])
     assert alone["fixed_per_month"]["amount"] is None
     assert "0.00" not in shown(alone) and "sql:Server (db)" in shown(alone)
 
@@ -131,31 +131,31 @@ def test_what_has_no_price_is_named_and_never_0() -> None:
 def test_a_chat_store_is_paid_by_use() -> None:
     account = Resource("azure-native:cosmosdb:DatabaseAccount", "db", {"capabilities": [{"name": "EnableServerless"}]})
     inside = Resource("azure-native:cosmosdb:SqlResourceSqlDatabase", "chat", {})
-    found = estimate([account, inside])
+    found = priced([account, inside])
     assert found["by_use"] == ["cosmos-db/serverless", "cosmos-db/storage"]
     assert found["fixed_per_month"] is None
-    provisioned = estimate([Resource(account.type, "db", {})])["fixed_per_month"]
+    provisioned = priced([Resource(account.type, "db", {})])["fixed_per_month"]
     assert provisioned == {"amount": None, "unpriced": ["cosmosdb:DatabaseAccount"]}
 
 
 def test_a_shared_registry_is_not_this_stacks_to_pay() -> None:
     where = "/subscriptions/s/resourceGroups/shared/providers/Microsoft.ContainerRegistry/registries/crshared"
     workspace = Resource("azure-native:machinelearningservices:Workspace", "mlw", {"containerRegistry": where})
-    found = estimate([workspace, cluster()])
+    found = priced([workspace, cluster()])
     assert found["fixed_per_month"] is None and found["shared_registry"] == "crshared"
     assert "the container registry crshared is shared: not this stack's to pay" in shown(found)
-    assert estimate([workspace, REGISTRY])["shared_registry"] is None
+    assert priced([workspace, REGISTRY])["shared_registry"] is None
 
 
 def test_prices_of_another_region_are_no_prices() -> None:
     there = Resource(REGISTRY.type, "cr", {**REGISTRY.inputs, "location": "westeurope"})
-    found = estimate([there])
+    found = priced([there])
     assert found["fixed_per_month"]["amount"] is None
     assert "--region westeurope" in shown(found)
 
 
 def test_the_table_says_currency_month_and_where_the_prices_are_from() -> None:
-    text = shown(estimate(STACK))
+    text = shown(priced(STACK))
     assert text.splitlines()[0] == "cost of x in eastus2, in USD; a month has 730 hours"
     assert "prices of 2026-11-01: a test" in text
     assert [line for line in text.splitlines() if "container-registry/Standard (cr)" in line and "24 a day" in line]
@@ -232,7 +232,7 @@ def test_a_preview_of_a_new_stack_is_priced_and_leaves_nothing(azure: LocalAzure
 def test_bringing_up_says_the_price_before_it_asks(capsys: pytest.CaptureFixture[str]) -> None:
     made = {"type": REGISTRY.type, "urn": "urn:pulumi:x::p::t::cr", "new": SimpleNamespace(inputs=REGISTRY.inputs)}
     event: Any = SimpleNamespace(resource_pre_event=SimpleNamespace(metadata=SimpleNamespace(**made)))
-    cost.tell([event, SimpleNamespace(resource_pre_event=None)])  # type: ignore[list-item]
+    estimate.tell([event, SimpleNamespace(resource_pre_event=None)])  # type: ignore[list-item]
     printed = capsys.readouterr()
     assert printed.err.startswith("cost of the stack in eastus2, in USD") and printed.out == ""
     assert "container-registry/Standard (cr)" in printed.err and "fixed per month" in printed.err
