@@ -41,7 +41,3 @@ class Record:
         own = {RETURNING: self.returning, CAUSE: self.cause[:LONGEST], KEEP: until, BACK: self.rolled_back[:LONGEST]}
         kept = {key: value for key, value in tags.items() if key not in own}
         return {**kept, **{key: value for key, value in own.items() if value}}
-
-
-def _text(moment: float) -> str:
-    return datetime.fromtimestamp(moment, UTC).isoformat("T", "seconds")

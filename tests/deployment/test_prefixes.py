@@ -8,16 +8,18 @@ import queue
 import random
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 import torch
 
+from deployment.server import transformers_engine
 from deployment.server.batcher import Batcher
 from deployment.server.decoding import Choice, TextStream
 from deployment.server.prefixes import Prefixes
 from deployment.server.rows import Event, Row
-from deployment.server.transformers_engine import KEPT_SHARE, TransformersModel, cache_room
+from deployment.server.transformers_engine import TransformersModel
 from tests.deployment.test_batcher import finish, generated
 
 SIZE = 128
@@ -164,9 +166,12 @@ def test_what_was_used_last_stays_and_what_all_prompts_begin_with_is_no_use() ->
     assert {cast(Any, one.states) for one in kept._kept} == {0, 2, 3}
 
 
-def test_a_model_that_is_started_keeps_a_bounded_part_of_the_free_memory(loaded: TransformersModel) -> None:
-    engine = loaded.start(4, 8)
-    room = cache_room(loaded.model)
-    assert isinstance(engine, Batcher) and room is not None
-    assert 0 < engine._prefixes._room <= KEPT_SHARE * min(room * 1.1, 4 * loaded.context)
+@pytest.mark.parametrize(("free", "kept", "left"), [(100, 25, 75), (10**9, 4096, 10**9 - 4096), (None, 0, None)])
+def test_what_is_kept_is_a_part_of_the_cache_and_no_more_than_could_be_used(
+    loaded: TransformersModel, monkeypatch: pytest.MonkeyPatch, free: int | None, kept: int, left: int | None
+) -> None:
+    monkeypatch.setattr(transformers_engine, "cache_room", lambda model: free)
+    engine = replace(loaded, context=4096).start(4, 8)
+    assert isinstance(engine, Batcher)
+    assert (engine._prefixes._room, engine._room) == (kept, left)
     engine.close()
