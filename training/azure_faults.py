@@ -56,6 +56,8 @@ def explained(error: Exception, outputs: StackOutputs, doing: str) -> UserError:
 
 def login_fault(error: Exception) -> str:
     """Why no token was given: what Entra says of the login, or that there is none among all that were tried."""
+    if getattr(error, "status_code", None) == 401:  # there is a token, which the service refuses
+        return f"Azure does not accept the token ({first_line(error)}); a wrong clock on this machine is one cause"
     said = re.search(r"AADSTS\d+:[^\n]*?(?=\s*Trace ID|\n|$)", str(error))
     return f"Azure does not accept the login ({said[0]})" if said else "nobody is signed in to Azure"
 

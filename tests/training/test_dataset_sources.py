@@ -252,3 +252,15 @@ def test_rows_are_fetched_file_by_file_as_they_are_needed(folder: Path) -> None:
     (folder / "data" / "train_sft-00001-of-00002-a3ecf92756993583.parquet").unlink()
     with pytest.raises(UserError, match=r"cannot read .*train_sft-00001-of-00002"):
         list(rows)
+
+
+def test_the_same_percent_of_all_four_splits_is_what_the_second_guides_helper_writes(tmp_path: Path) -> None:
+    (tmp_path / "copy" / "data").mkdir(parents=True)
+    for name, content in ultrachat().items():
+        (tmp_path / "copy" / name).write_bytes(content)
+    theirs = {split: files * rows * 5 // 100 for split, (files, rows) in SPLITS.items()}
+    for split, folder in (("5%", "sft"), ("train_gen[:5%]", "gen")):
+        assert main(["--source", str(tmp_path / "copy"), "--split", split, "--out", str(tmp_path / folder)]) == 0
+        for side, name in (("train", f"train_{folder}"), ("eval", f"test_{folder}")):
+            expected = [question(name, number) for number in range(theirs[name])]
+            assert taken(tmp_path / folder, side) == expected
