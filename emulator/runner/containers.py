@@ -1,15 +1,17 @@
 """What a deployment's container would hold and start, laid out in a folder of this machine.
 
-The environment's build context (Dockerfile), or, for an MLflow model without one, the server that Azure brings along.
+The environment's build context (Dockerfile), or the servers that Azure brings along: for a scoring script, and for an
+MLflow model without code.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ from emulator.runner.dockerfile import Image, build
 from emulator.state import State
 
 MLFLOW_SERVER = Path(__file__).with_name("mlflow_server.py")
-MLFLOW_ROUTES = {"livenessRoute": {"path": "/"}, "readinessRoute": {"path": "/"}, "scoringRoute": {"path": "/score"}}
+SCORING_SERVER = Path(__file__).with_name("scoring_server.py")
+OWN_ROUTES = {"livenessRoute": {"path": "/"}, "readinessRoute": {"path": "/"}, "scoringRoute": {"path": "/score"}}
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class Container:
     """A command with its folder and variables, and what Azure's probes and its gateway ask of it.
 
     `port` is what the server listens on by its own image, None where nothing says so; a route to another port finds
-    nothing there. `from_environment`: the server takes it from PORT.
+    nothing there. `from_environment`: the server takes it from PORT. `packages`: the Azure ML environment whose Python
+    packages it runs with, where they are not its image's own.
     """
 
     argv: list[str]
@@ -38,6 +42,13 @@ class Container:
     routes: Body
     port: int | None
     from_environment: bool = True
+    packages: Body | None = None
+
+    def within(self, venv: Path) -> Container:
+        """The same with the interpreter of a virtual environment."""
+        path = os.pathsep.join([str(venv / "bin"), self.env["PATH"]])
+        argv = [str(venv / "bin" / "python"), *self.argv[1:]]
+        return replace(self, argv=argv, env={**self.env, "PATH": path, "VIRTUAL_ENV": str(venv)})
 
     def command(self, port: int) -> list[str]:
         """What to start so that it listens on `port` of the loopback. Two containers of one image share a machine here,
@@ -95,17 +106,32 @@ class Layout:
         model = self._model()
         environment = self.state.get(str(self.properties.get("environmentId") or ""))
         own = {**model, **(self.properties.get("environmentVariables") or {})}
-        if environment is not None:
+        if environment is not None and environment["properties"].get("build"):
             return self._built(environment["properties"], base, own)
+        if script := (self.properties.get("codeConfiguration") or {}).get("scoringScript"):
+            return self._scored(str(script), environment, {**base, **own})
         if self._model_type() == "mlflow_model":
-            return Container([sys.executable, str(MLFLOW_SERVER)], self.folder, {**base, **own}, MLFLOW_ROUTES, None)
-        message = "A deployment needs an environment, unless its model is an MLflow model."
+            packages = environment or _mlflow_packages(self.folder)
+            argv = [sys.executable, str(MLFLOW_SERVER)]
+            return Container(argv, self.folder, {**base, **own}, OWN_ROUTES, None, packages=packages)
+        message = "A deployment needs a scoring script, or an environment with a build context, or an MLflow model."
         raise ArmError(400, "BadArgument", message)
 
+    def _scored(self, script: str, environment: Body | None, env: dict[str, str]) -> Container:
+        """Microsoft's server around the deployment's own `init` and `run`: the code's folder is the app's root."""
+        if environment is None:
+            raise ArmError(400, "BadArgument", "A deployment with a scoring script needs an environment.")
+        code = self.folder / "code"
+        place = locations.resolve(self.state, self.workspace, self.properties["codeConfiguration"]["codeId"])
+        self.blobs.copy_tree(place.account, place.container, place.path, code)
+        if not (code / script).is_file():
+            raise ArmError(400, "BadArgument", f"The scoring script '{script}' is not in the code's folder.")
+        own = {"AML_APP_ROOT": str(code), "AZUREML_ENTRY_SCRIPT": script}
+        return Container(
+            [sys.executable, str(SCORING_SERVER)], code, {**env, **own}, OWN_ROUTES, None, packages=environment
+        )
+
     def _built(self, definition: Body, base: Mapping[str, str], own: Mapping[str, str]) -> Container:
-        if not definition.get("build"):
-            message = "Of environments, those with a build context and a Dockerfile are emulated."
-            raise ArmError(400, "BadArgument", message)
         place = locations.resolve(self.state, self.workspace, definition["build"]["contextUri"])
         self.blobs.copy_tree(place.account, place.container, place.path, self.folder / "context")
         dockerfile = definition["build"].get("dockerfilePath") or "Dockerfile"
@@ -162,6 +188,15 @@ class Layout:
             return
         message = "Unable to download user container image: the endpoint's identity may not pull from the registry"
         raise ArmError(400, "BadArgument", f"{message} {scope.split('/')[-1]}: unauthorized. Missing: AcrPull")
+
+
+def _mlflow_packages(folder: Path) -> Body | None:
+    """The environment that an MLflow model names for itself: the conda file beside its MLmodel."""
+    found = sorted(folder.rglob("MLmodel"))
+    conda = found[0].with_name("conda.yaml") if found else None
+    if conda is None or not conda.is_file():
+        return None
+    return {"properties": {"condaFile": conda.read_text()}}
 
 
 def _mapped(image: Image, value: str) -> str:

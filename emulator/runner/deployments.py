@@ -23,6 +23,7 @@ from emulator.blobs import Blobs
 from emulator.home import Home
 from emulator.machinelearning.metrics import Metrics
 from emulator.runner.containers import Container, Layout, clear
+from emulator.runner.environments import Environments
 from emulator.runner.jobs import parse_duration
 from emulator.runner.process import ManagedProcess, base_environment, identity_environment
 from emulator.state import State
@@ -84,6 +85,7 @@ class DeploymentRunner:
         self._home, self._state, self._blobs = home, state, blobs
         self._proxy_port, self._admin_port = proxy_port, admin_port
         self._inherited = dict(os.environ)
+        self._environments = Environments(home, state, self._inherited)
         self._servers: dict[str, Server] = {}
         self._supervisors: dict[str, asyncio.Task[None]] = {}
         self._client = httpx.AsyncClient(trust_env=False)
@@ -111,7 +113,7 @@ class DeploymentRunner:
         deployment = self._state.get(deployment_id)
         assert deployment is not None
         try:
-            container = await asyncio.to_thread(self._lay_out, deployment)
+            container = await self._furnished(deployment_id, await asyncio.to_thread(self._lay_out, deployment))
             server = await self._start_until_ready(deployment, container)
         except (ArmError, OSError) as error:
             self._set_state(deployment_id, "Failed")
@@ -180,6 +182,13 @@ class DeploymentRunner:
         )
         base = base_environment(self._inherited, self._home, self._proxy_port)
         return layout.container({**base, **identity_environment(self._state, self._admin_port, layout.identity())})
+
+    async def _furnished(self, deployment_id: str, container: Container) -> Container:
+        """With the Python packages of its environment, where they are to be built."""
+        if container.packages is None:
+            return container
+        venv = await self._environments.ready(container.packages, self._folder(deployment_id) / SERVER)
+        return container if venv is None else container.within(venv)
 
     async def _start_until_ready(self, deployment: Body, container: Container) -> Server:
         deployment_id, code = deployment["id"], ""
