@@ -46,7 +46,8 @@ class Workspace:
         self.endpoint: Any = None
         self.found: dict[str, Any] = {}
         self.fail_creation = False
-        self.puts: list[tuple[dict[str, int], dict[str, str]]] = []
+        self.silently = False
+        self.puts: list[tuple[dict[str, int], dict[str, str], dict[str, int]]] = []
         self.online_endpoints = SimpleNamespace(get=self._get, begin_create_or_update=self._put)
         self.online_deployments = SimpleNamespace(
             get=lambda name, endpoint: self.found[name],
@@ -84,7 +85,7 @@ class Workspace:
         mirror = dict(endpoint.mirror_traffic or {})
         assert {*traffic, *mirror} <= set(self.found)
         self.endpoint = self._endpoint(traffic, mirror, dict(endpoint.tags or {}))
-        self.puts.append((traffic, self.endpoint.tags))
+        self.puts.append((traffic, self.endpoint.tags, mirror))
         return Poller()
 
     def _create(self, deployment: Any) -> Poller:
@@ -92,7 +93,7 @@ class Workspace:
         if not self.fail_creation:
             return Poller()
         made.provisioning_state = "Failed"
-        return Poller(HttpResponseError("the container crashed\nits log, many lines"))
+        return Poller() if self.silently else Poller(HttpResponseError("the container crashed\nits log, many lines"))
 
     def _delete(self, name: str, endpoint: str) -> Poller:
         assert not self.endpoint.traffic.get(name), "a deployment with traffic cannot be deleted"
@@ -165,6 +166,14 @@ def test_a_deployment_that_does_not_come_up_is_shown_and_removed(
     assert (workspace.endpoint.traffic, list(workspace.found)) == ({"blue": 100}, ["blue"])
 
 
+def test_one_whose_creation_ends_well_and_whose_state_is_failed_did_not_come_up(workspace: Workspace) -> None:
+    workspace.serve("blue", "phi:1")
+    workspace.fail_creation = workspace.silently = True
+    with pytest.raises(UserError, match="did not come up: its state is failed"):
+        roll_out(workspace)
+    assert list(workspace.found) == ["blue"]
+
+
 @pytest.mark.parametrize("share", [0, 10])
 def test_a_deployment_that_fails_its_smoke_test_loses_its_traffic_and_goes(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, share: int
@@ -201,6 +210,23 @@ def test_one_that_gets_worse_is_taken_back_in_one_request_with_its_cause(
     taken_back = next(put for put in workspace.puts if put[1].get("rollout-returning"))
     assert taken_back[0] == {"blue": 100} and "HTTP 500" in taken_back[1]["rollout-cause"]
     assert (workspace.endpoint.traffic, list(workspace.found)) == ({"blue": 100}, ["blue"])
+
+
+def test_one_that_fails_while_it_is_mirrored_to_loses_that_in_the_same_request(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace.serve("blue", "phi:1")
+
+    def answer(endpoint: Endpoint, question: smoke.Question, deployment: str) -> float:
+        if workspace.endpoint.mirror_traffic.get(deployment):
+            raise ProbeFailed("HTTP 500 instead of an answer")
+        return 0.1
+
+    monkeypatch.setattr(smoke, "probe", answer)
+    with pytest.raises(UserError, match="HTTP 500 instead"):
+        roll_out(workspace, replace(GOAL, mirror=20))
+    assert workspace.puts[0][2] == {"green": 20}
+    assert workspace.puts[1][1]["rollout-returning"] == "green" and workspace.puts[1][2] == {}
 
 
 def test_a_run_after_a_kill_in_the_middle_of_taking_back_ends_it_and_says_why(workspace: Workspace) -> None:
