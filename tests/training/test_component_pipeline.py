@@ -74,11 +74,13 @@ def _one_line(component: Any, line: str) -> Any:
     from azure.ai.ml import Input, Output
     from azure.ai.ml.entities import CommandComponent
 
-    inputs = {name: Input(type=one.type, optional=True) for name, one in component.inputs.items()}
-    outputs = {"mlflow_model_folder": Output(type="mlflow_model")}
-    environment = "azureml://registries/azureml/environments/{}/versions/{}".format(*catalogue.environment())
     return CommandComponent(
-        name="chat_completion_pipeline", version="1", command=line, inputs=inputs, outputs=outputs, environment=environment
+        name=component.name,
+        version="1",
+        command=line,
+        inputs={name: Input(type=one.type, optional=True) for name, one in component.inputs.items()},
+        outputs={"mlflow_model_folder": Output(type="mlflow_model")},
+        environment="azureml://registries/azureml/environments/{}/versions/{}".format(*catalogue.environment()),
     )
 
 

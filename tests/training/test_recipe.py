@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from infra.cli import UserError
+from tests.support.local_azure import ROOT
 from training import recipe as recipes
+from training import recipe_docs
 from training.recipe_values import kinds_of
 
 
@@ -217,3 +219,7 @@ def test_a_verb_with_the_wrong_number_of_recipes_is_wrong_use(words: list[str]) 
     with pytest.raises(UserError) as caught:
         recipes.main(words)
     assert caught.value.code == 2
+
+
+def test_the_page_of_recipes_says_what_the_files_say() -> None:
+    assert (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8") == recipe_docs.page()
