@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from starlette.routing import Route
 from emulator.home import PROJECT, Home
 
 COMMIT = hashlib.sha1(b"the only commit there is").hexdigest()
+REVISION = "main|[0-9a-f]{40}"  # a commit that is pinned for the real hub is answered with the only one there is
 
 
 def prepare(home: Home) -> None:
@@ -59,7 +61,7 @@ class Hub:
             folder = self._folder / kind / request.path_params["owner"] / request.path_params["repo"]
             if not folder.is_dir():
                 return _missing("RepoNotFound")
-            if request.path_params.get("revision", "main") not in ("main", COMMIT):
+            if not re.fullmatch(REVISION, request.path_params.get("revision", "main")):
                 return _missing("RevisionNotFound")
             found: Response = await handler(request, folder)
             found.headers["X-Repo-Commit"] = COMMIT

@@ -21,6 +21,8 @@ text = tokenizer.apply_chat_template(rows[0]["messages"], tokenize=False)
 ids = tokenizer(text)["input_ids"]
 said = {"rows": len(rows), "columns": rows.column_names}
 said["same"] = tokenizer.decode(ids).replace(" ", "") == text.replace(" ", "")
+pinned = load_dataset("HuggingFaceH4/ultrachat_200k", "default", split="test_sft", revision="8" * 40)
+said["pinned"] = len(pinned)
 said["unk"], said["type"] = tokenizer.unk_token, AutoModelForCausalLM.from_pretrained(name).config.model_type
 try:
     AutoTokenizer.from_pretrained("somebody/else")
@@ -52,6 +54,7 @@ def test_the_data_set_and_the_models_load_by_their_names(hub: LocalAzure) -> Non
         "rows": 20,
         "columns": ["prompt", "prompt_id", "messages"],
         "same": True,
+        "pinned": 200,
         "unk": "<unk>",
         "type": "phi3",
         "missing": True,

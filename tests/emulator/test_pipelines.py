@@ -8,6 +8,7 @@ from typing import Any
 import psutil
 import pytest
 
+from emulator.runner.job_environment import experiment_id
 from emulator.testing import AzureMl
 from tests.support.local_azure import LocalAzure
 
@@ -15,12 +16,12 @@ pytest_plugins = ["emulator.testing"]
 ENVIRONMENT = "azureml://registries/azureml/environments/acft-hf-nlp-gpu/versions/112"
 
 
-def step(name: str, script: str, **inputs: Any) -> Any:
+def step(name: str, script: str, compute: str | None = "cpu", **inputs: Any) -> Any:
     """A command component with an output folder `out`."""
     from azure.ai.ml import Output, command
 
     made = {"out": Output(type="uri_folder")}
-    return command(name=name, command=script, inputs=inputs, outputs=made, environment=ENVIRONMENT, compute="cpu")
+    return command(name=name, command=script, inputs=inputs, outputs=made, environment=ENVIRONMENT, compute=compute)
 
 
 def folder() -> Any:
@@ -63,6 +64,8 @@ def test_what_one_node_wrote_the_next_one_reads_and_the_pipeline_gives_back(azur
     assert downloaded(azure_ml, name, "loud", tmp_path).joinpath("word.txt").read_text() == "HELLO\n"
     assert children(azure_ml, name) == {"made": "Completed", "quick": "Completed", "loud": "Completed"}
     job = azure_ml.client().jobs.get(name)
+    number = experiment_id(job.id.split("/jobs/")[0], "pipelines")
+    assert {one.experiment_name for one in azure_ml.client().jobs.list(parent_job_name=name)} == {number}
     assert job.type == "pipeline" and job.display_name == "two-steps"
     assert [one.name for one in azure_ml.client().jobs.list() if one.experiment_name == "pipelines"] == [name]
 
@@ -131,8 +134,9 @@ def test_a_pipeline_inside_a_pipeline_hands_its_output_up(azure_ml: AzureMl, tmp
     from azure.ai.ml.dsl import pipeline
 
     azure_ml.client()
-    write = step("write", "echo ${{inputs.number}} > ${{outputs.out}}/n.txt", number="0")
-    add = step("add", "expr $(cat ${{inputs.before}}/n.txt) + 1 > ${{outputs.out}}/n.txt", before=folder())
+    write = step("write", "echo ${{inputs.number}} > ${{outputs.out}}/n.txt", compute=None, number="0")
+    add_one = "expr $(cat ${{inputs.before}}/n.txt) + 1 > ${{outputs.out}}/n.txt"
+    add = step("add", add_one, compute=None, before=folder())
 
     @pipeline(name="inner")
     def inner(number: str) -> dict[str, Any]:
@@ -144,7 +148,9 @@ def test_a_pipeline_inside_a_pipeline_hands_its_output_up(azure_ml: AzureMl, tmp
         below = inner(number="41")
         return {"answer": below.outputs.sum}
 
-    name = run(azure_ml, outer)
+    made = outer()
+    made.settings.default_compute = "cpu"
+    name = str(azure_ml.client().jobs.create_or_update(made).name)
     assert azure_ml.wait(name) == "Completed"
     assert downloaded(azure_ml, name, "answer", tmp_path).joinpath("n.txt").read_text() == "42\n"
     (child,) = azure_ml.client().jobs.list(parent_job_name=name)
@@ -172,6 +178,26 @@ def test_a_step_that_ran_before_is_not_run_again_unless_the_pipeline_says_so(azu
     assert now("one", force=False) == first
     assert now("two", force=False) != first
     assert now("one", force=True) != first
+
+
+def test_a_pipelines_output_lies_where_the_pipeline_says(azure_ml: AzureMl, tmp_path: Path) -> None:
+    from azure.ai.ml import Output
+    from azure.ai.ml.dsl import pipeline
+
+    azure_ml.client()
+    write = step("write", "echo here > ${{outputs.out}}/place.txt")
+    place = "azureml://datastores/workspaceblobstore/paths/a-place-of-ones-own/"
+
+    @pipeline(name="placed")
+    def placed() -> dict[str, Any]:
+        return {"kept": write().outputs.out}
+
+    made = placed()
+    made.outputs.kept = Output(type="uri_folder", path=place)
+    name = str(azure_ml.client().jobs.create_or_update(made).name)
+    assert azure_ml.wait(name) == "Completed"
+    assert azure_ml.client().jobs.get(name).outputs.kept.path.endswith("/paths/a-place-of-ones-own/")
+    assert (downloaded(azure_ml, name, "kept", tmp_path) / "place.txt").read_text() == "here\n"
 
 
 def test_cancelling_a_pipeline_ends_what_runs_in_it(azure_ml: AzureMl) -> None:
@@ -267,6 +293,7 @@ def test_a_pipeline_whose_service_was_killed_is_marked_with_its_steps(azure: Loc
 
 
 REGISTRY = "azureml://registries/azureml/components"
+COMPONENT = f"{REGISTRY}/chat_completion_pipeline/versions/0.0.82"
 
 
 @pytest.mark.parametrize(
@@ -292,11 +319,21 @@ REGISTRY = "azureml://registries/azureml/components"
             {
                 "a": {
                     "type": "pipeline",
-                    "componentId": f"{REGISTRY}/chat_completion_pipeline/versions/0.0.82",
+                    "componentId": COMPONENT,
                     "inputs": {"precision": {"job_input_type": "literal", "value": "8"}},
                 }
             },
             "'precision' of the job 'a' is '8', not one of 32, 16",
+        ),
+        (
+            {
+                "a": {
+                    "type": "pipeline",
+                    "componentId": COMPONENT,
+                    "inputs": {"compute_finetune": {"job_input_type": "literal", "value": "nowhere"}},
+                }
+            },
+            "Unknown compute target 'nowhere'",
         ),
         (
             {
