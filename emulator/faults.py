@@ -77,8 +77,8 @@ class Faults:
             return False
         match fault["kind"]:
             case "operations":
-                begun = self._begun.setdefault(where, time.time())
-                return "operation" in where and where.startswith("get") and time.time() - begun < fault["seconds"]
+                polled = "operationsstatus/" in where or "operationresults/" in where
+                return polled and time.time() - self._begun.setdefault(where, time.time()) < fault["seconds"]
             case "roles":
                 signed = dict(scope["headers"]).get(b"authorization") is not None
                 return ".blob." in where and signed and time.time() - self._assigned < fault["seconds"]
