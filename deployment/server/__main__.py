@@ -71,6 +71,8 @@ def main(argv: list[str]) -> int:
     finally:
         if serving.traces is not None:
             serving.traces.close()
+    if serving.is_dead:
+        failed.append(cli.UserError("the engine ended by itself; what it said last is above"))
     if serving.engine is not None:
         serving.engine.close()
     if failed:

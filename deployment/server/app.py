@@ -48,7 +48,7 @@ def create_app(serving: Serving) -> ASGIApp:
         return JSONResponse({"object": "list", "data": [{**card, "max_model_len": loaded.context}]})
 
     async def health(request: Request) -> Response:
-        dead = serving.engine is not None and not serving.engine.alive
+        dead = serving.is_dead
         return JSONResponse({"status": "dead" if dead else "live"}, status_code=503 if dead else 200)
 
     async def ready(request: Request) -> Response:

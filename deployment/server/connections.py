@@ -79,7 +79,9 @@ class Protocol(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """A server that goes on for NOTICE_SECONDS after SIGTERM, then finishes what it has accepted."""
+    """A server that goes on for NOTICE_SECONDS after SIGTERM, then finishes what it has accepted. It also ends when its
+    engine has died.
+    """
 
     def __init__(self, app: Any, serving: Serving) -> None:
         super().__init__(
@@ -106,5 +108,9 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         if self._told is not None and time.monotonic() - self._told >= NOTICE_SECONDS:
+            self.should_exit = True
+        if (
+            self._serving.is_dead
+        ):  # a container that exits is started again at once, one that fails its probes much later
             self.should_exit = True
         return await super().on_tick(counter)

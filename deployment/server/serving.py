@@ -60,6 +60,11 @@ class Serving:
         self.loaded = loaded
         self.engine = loaded.start(slots, queue)
 
+    @property
+    def is_dead(self) -> bool:
+        """The engine was there and is gone: nothing will be answered any more."""
+        return self.engine is not None and not self.engine.alive
+
     def ready(self) -> tuple[LoadedModel, Engine]:
         """The model and its engine. Raises RequestError 503 until both are there."""
         if self.loaded is None or self.engine is None:
