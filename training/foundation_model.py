@@ -118,7 +118,7 @@ def _sizes(tags: Mapping[str, str], key: str, where: str) -> tuple[str, ...] | N
 def literal(tags: Mapping[str, str], key: str, like: T, where: str) -> T:
     """The tag's value, of the type of `like`. Raises UserError, exit code 2, for any other text; nothing is run."""
     try:
-        value = ast.literal_eval(tags[key].strip())
+        value = ast.literal_eval(tags[key])
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         value = None
     if not isinstance(value, type(like)):

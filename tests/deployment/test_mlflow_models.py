@@ -46,7 +46,9 @@ def test_an_mlflow_model_is_served_on_the_sizes_of_its_base_model_alone() -> Non
     replace(MADE, tags={"approved": "true"}).check_size("Standard_E4s_v3")
 
 
-@pytest.mark.parametrize("text", ["[print('x')]", "{'a': 1}", "[", "", "(" * 99999])
+@pytest.mark.parametrize(
+    "text", ["[print('x')]", "{'a': 1}", "[", "", "(" * 99999, "-" * 50000 + "1", "-" * 3000 + "1"]
+)
 def test_a_list_of_sizes_that_is_none_is_refused_and_not_evaluated(
     text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

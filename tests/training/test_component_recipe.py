@@ -193,7 +193,19 @@ def test_tags_are_read_as_literals() -> None:
     assert (found.trains_on, found.served_on, dict(found.defaults)) == (("A", "B"), ("C",), {"precision": 16})
 
 
-@pytest.mark.parametrize("text", ["[open('x')]", "__import__('os').system('touch owned')", "{}", "[1", "", "(" * 99999])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[open('x')]",
+        "__import__('os').system('touch owned')",
+        "{}",
+        "[1",
+        "",
+        "(" * 99999,
+        "-" * 50000 + "1",
+        "-" * 3000 + "1",
+    ],
+)
 def test_a_tag_that_is_no_list_is_refused_and_never_evaluated(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
