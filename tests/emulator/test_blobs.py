@@ -107,6 +107,7 @@ def box(key):
     return account.get_container_client("azureml")
 mine = box(sys.argv[1])
 mine.upload_blob("by key/ü.txt", b"x" * 5000, metadata={"a": "b"}, overwrite=True)
+mine.upload_blob("empty", b"", overwrite=True)
 print(mine.download_blob("by key/ü.txt", offset=1, length=2).readall(), [one.name for one in mine.list_blobs("by ")])
 try:
     list(box("d3Jvbmc=").list_blobs())
