@@ -174,6 +174,27 @@ def test_one_whose_creation_ends_well_and_whose_state_is_failed_did_not_come_up(
     assert list(workspace.found) == ["blue"]
 
 
+def test_one_that_azure_refuses_at_once_leaves_nothing_to_undo(workspace: Workspace) -> None:
+    workspace.serve("blue", "phi:1")
+
+    def refuse(deployment: Any) -> Poller:
+        raise HttpResponseError("the name is not allowed\nand much more")
+
+    workspace.online_deployments.begin_create_or_update = refuse
+    with pytest.raises(UserError) as refused:
+        roll_out(workspace)
+    assert refused.value.message == "Azure refused the deployment green: the name is not allowed"
+    assert workspace.puts == []
+
+
+def test_a_change_that_azure_takes_and_does_not_make_is_not_asked_for_again_and_again(workspace: Workspace) -> None:
+    workspace.serve("blue", "phi:1")
+    workspace.online_endpoints.begin_create_or_update = lambda endpoint: Poller()
+    workspace.online_endpoints.get = lambda name: SimpleNamespace(**vars(workspace.endpoint))
+    with pytest.raises(UserError, match="nothing has changed in Azure"):
+        roll_out(workspace)
+
+
 @pytest.mark.parametrize("share", [0, 10])
 def test_a_deployment_that_fails_its_smoke_test_loses_its_traffic_and_goes(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, share: int
