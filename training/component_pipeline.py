@@ -10,6 +10,7 @@ model's tags, the cluster and `--set`; all of it is checked before anything is u
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,20 +36,18 @@ LONGEST_TAG = 1000
 """Characters that Azure ML keeps of a job's tag: learn.microsoft.com/azure/machine-learning/how-to-manage-quotas."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PipelineSubmission(Submission[ComponentRecipe]):
-    """A pipeline before anything is uploaded. `component`: azure-ai-ml's, a function that makes the step."""
+    """A pipeline before anything is uploaded.
 
-    foundation: FoundationModel | None = None
-    component: Any = None
-    parameters: Mapping[str, Parameter] | None = None
-    gpus: int = 1
+    `component`: azure-ai-ml's, a function that makes the step. `gpus`: of one node.
+    """
+
+    model: FoundationModel
+    component: Any
+    parameters: Mapping[str, Parameter]
+    gpus: int
     resumes: ClassVar[bool] = False
-
-    @property
-    def model(self) -> FoundationModel:
-        assert self.foundation is not None
-        return self.foundation
 
     @property
     def component_id(self) -> str:
@@ -57,20 +56,17 @@ class PipelineSubmission(Submission[ComponentRecipe]):
     @property
     def arguments(self) -> dict[str, Any]:
         """The values for the component; its own defaults are left to it."""
-        found = self.parameters or {}
-        return {key: one.value for key, one in found.items() if one.source != DEFAULT}
+        return {key: one.value for key, one in self.parameters.items() if one.source != DEFAULT}
 
     @property
     def identity(self) -> dict[str, Any]:
-        learned = {
-            key: one.value for key, one in (self.parameters or {}).items() if one.source not in (DEFAULT, CLUSTER)
-        }
+        learned = {key: one.value for key, one in self.parameters.items() if one.source not in (DEFAULT, CLUSTER)}
         return {**super().identity, "component": self.component_id, "model": self.model.id, **learned}
 
     @property
     def display_name(self) -> str:
         data = re.sub(r"[^A-Za-z0-9_-]", "-", Path(self.recipe.data.source).stem)
-        return display_name(self.model.name, data, self.parameters or {}, self.gpus)
+        return display_name(self.model.name, data, self.parameters, self.gpus)
 
     @property
     def own_tags(self) -> dict[str, str]:
@@ -105,7 +101,15 @@ def check(recipe: ComponentRecipe, outputs: StackOutputs, data: Path, cluster: C
     parameters[GPUS] = Parameter(cluster.gpus, CLUSTER)
     address = f"azureml://registries/{wanted.registry}/models/{model.name}"
     made = PipelineSubmission(
-        recipe, outputs, data, address, model.version, model, component, parameters, gpus=cluster.gpus
+        recipe,
+        outputs,
+        data,
+        address,
+        model.version,
+        model=model,
+        component=component,
+        parameters=parameters,
+        gpus=cluster.gpus,
     )
     made.environment_version  # noqa: B018 - raises if it cannot be made
     return made
@@ -115,7 +119,7 @@ def tell(made: PipelineSubmission) -> None:
     """The model, the component and each value that is not the component's own default, with its source."""
     say(f"model: {made.model.name}:{made.model.version} of the registry {made.recipe.model.registry}")
     say(f"component: {made.component_id}, on {made.gpus} GPU(s) of each node")
-    for key, one in sorted((made.parameters or {}).items()):
+    for key, one in sorted(made.parameters.items()):
         if one.source != DEFAULT:
             say(f"  {key}: {one}")
     unknown = sorted(set(made.model.defaults) - set(made.component.inputs))
@@ -125,10 +129,10 @@ def tell(made: PipelineSubmission) -> None:
 
 def evaluation_command(made: PipelineSubmission) -> str:
     """What the second step runs. A model that the gate refuses (exit code 3) is a result, not a failure of the job."""
-    recipe = made.recipe
+    held_out = shlex.quote(made.recipe.data.eval_file)
     return (
         "python -m training.evaluate --model ${{inputs.model}} --baseline ${{inputs.base_model}}"
-        f" --eval ${{{{inputs.data}}}}/{recipe.data.eval_file} --recipe training/recipes/{recipe.name}.yaml"
+        f" --eval ${{{{inputs.data}}}}/{held_out} --recipe training/recipes/{made.recipe.name}.yaml"
         f" --out ${{{{outputs.{REPORT_OUTPUT}}}}} || test $? -eq 3"
     )
 
@@ -208,7 +212,7 @@ def facts(made: PipelineSubmission) -> dict[str, Any]:
                 "source": one.source,
                 **({"instead_of": one.instead_of} if one.instead_of else {}),
             }
-            for key, one in sorted((made.parameters or {}).items())
+            for key, one in sorted(made.parameters.items())
         },
         "evaluation": evaluation_command(made),
         "code": made.code_hash,

@@ -15,8 +15,11 @@ import pytest
 from emulator.system_registry import catalogue
 from infra.cli import UserError
 from tests.support.local_azure import LocalAzure, last_json
-from tests.training.submissions import GOOD_METRICS, SOURCE, make_data, make_gpu_cluster, make_outputs
+from tests.training.submissions import GOOD_METRICS, GPU_SIZE, SOURCE, make_data, make_gpu_cluster, make_outputs
 from training import component_pipeline, follow, runs, submission, submit
+from training import recipe as recipes
+from training.cluster import Cluster
+from training.component_recipe import ComponentRecipe
 
 REGISTRY = "registry-phi-3-mini"
 MAKES_A_MODEL = (
@@ -144,6 +147,19 @@ def test_a_vm_size_outside_the_models_list_is_refused(run: Callable[..., int], a
     assert caught.value.code == 2
 
 
+def test_a_size_whose_gpus_azure_does_not_tell_is_refused(
+    azure: LocalAzure, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in azure.env.items():
+        monkeypatch.setenv(key, value)
+    unknown = Cluster("gpu", GPU_SIZE, gpus=0, cores=0, family="", max_nodes=1, low_priority=False, location="eastus2")
+    recipe = recipes.load_any(REGISTRY)
+    assert isinstance(recipe, ComponentRecipe)
+    with pytest.raises(UserError, match=f"does not say how many GPUs a {GPU_SIZE} has") as caught:
+        component_pipeline.check(recipe, make_outputs(place), tmp_path, unknown)
+    assert caught.value.code == 2
+
+
 def test_a_registry_that_cannot_be_reached_is_one_sentence(run: Callable[..., int], azure: LocalAzure) -> None:
     azure.run("-m", "emulator", "fault", "error", "--status", "503", "--match", "/registries/azureml/discovery")
     try:
@@ -262,8 +278,6 @@ def test_another_version_or_parameter_is_another_run_and_another_cluster_is_not(
 
 
 def test_the_snapshot_holds_what_the_evaluation_reads() -> None:
-    from training import recipe as recipes
-
     with submission.snapshot(recipes.load_any(REGISTRY)) as folder:
         assert (folder / "training/data/second-domain.jsonl").is_file()
         assert (folder / f"training/recipes/{REGISTRY}.yaml").is_file()
