@@ -24,7 +24,7 @@ from emulator.state import State
 ML = "Microsoft.MachineLearningServices"
 Handler = Callable[[Request, ResourceId], Awaitable[Response]]
 # Azure ML's parts have operations of their own: learn.microsoft.com/azure/azure-resource-manager/management/tag-support
-ML_SERVICES = ("mfeOperation", "workspaceOperation", "computeOperation")
+ML_SERVICES = ("mfeOperation", "workspaceOperation", "computeOperation", "registryOperation")
 POLL = {"retry-after-ms": "100"}
 MANAGEMENT = f"https://management.azure.com/subscriptions/{SUBSCRIPTION_ID}"
 

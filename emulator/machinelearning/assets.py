@@ -90,6 +90,8 @@ class Assets:
             properties["condaFile"] = shapes.conda(str(properties["condaFile"]))
         if before is not None and kind == "components" and properties.get("isAnonymous"):
             return JSONResponse(before)  # its version is the hash of what it does, its name is not part of that
+        if kind == "components" and properties.get("componentSpec"):
+            properties["componentSpec"] = {**properties["componentSpec"], "version": rid.name}
         if before is not None:
             for name in KINDS[kind]:
                 if name in properties and before["properties"].get(name) != properties[name]:

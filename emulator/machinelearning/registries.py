@@ -92,7 +92,7 @@ class Registries:
         }
         self._state.put(str(rid), stored, parent=rid.parent)
         self._blobs.make_container(_account(rid.name), "models")
-        return JSONResponse(stored, 200 if before else 201, self._operations.start(location))
+        return Response(status_code=202, headers=self._operations.start(location, service=f"{ML}/registryOperation"))
 
     def _check_name_is_free(self, rid: ResourceId) -> None:
         for other in self._state.of_type(REGISTRY):
@@ -109,7 +109,9 @@ class Registries:
         if found is None:
             return Response(status_code=204)
         self._blobs.drop_account(_account(rid.name))
-        return Response(status_code=202, headers=self._operations.start(found["location"], self._arm.remove(str(rid))))
+        gone = self._arm.remove(str(rid))
+        headers = self._operations.start(found["location"], gone, service=f"{ML}/registryOperation")
+        return Response(status_code=202, headers=headers)
 
     # -- as its clients see it -----------------------------------------------------------------------------------------
 

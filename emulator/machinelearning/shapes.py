@@ -20,6 +20,7 @@ _GROWN = {"autoDeleteSetting": None, "stage": "Development", "intellectualProper
 VERSIONS: dict[str, Body] = {
     "environments": {**_GROWN, "environmentType": "UserCreated", "osType": "Linux", "autoRebuild": "Disabled"},
     "models": {**_GROWN, "flavors": {}, "jobName": None},
+    "components": {"autoDeleteSetting": None, "stage": "Development"},
 }
 DATASTORE = {"description": None, "tags": None, "properties": None}
 WORKSPACE: Body = {

@@ -52,7 +52,7 @@ SHAPES: dict[str, Members] = {
         "properties": {"description": None, "tags": None, "isDefault": True, "subscriptionId": str},
         "systemData": WHO,
     },
-    "/environments/env/versions/1": {
+    "/environments/shaped/versions/1": {
         "properties": {
             **ASSET,
             **GROWN,
@@ -62,11 +62,11 @@ SHAPES: dict[str, Members] = {
         },
         "systemData": WHO,
     },
-    "/models/m/versions/1": {
+    "/models/shaped/versions/1": {
         "properties": {**ASSET, **GROWN, "flavors": dict, "jobName": "before", "provisioningState": "Succeeded"}
     },
-    "/models/m": {"properties": {"description": None, "tags": dict, "latestVersion": "1", "nextVersion": "2"}},
-    "/data/rows/versions/1": {"properties": {**ASSET, "dataType": "uri_folder"}, "systemData": WHO},
+    "/models/shaped": {"properties": {"description": None, "tags": dict, "latestVersion": "1", "nextVersion": "2"}},
+    "/data/shaped/versions/1": {"properties": {**ASSET, "dataType": "uri_folder"}, "systemData": WHO},
     "/jobs/before": {
         "properties": {
             "properties": {"_azureml.ComputeTargetType": "amlctrain", "_azureml.ClusterName": "cpu"},
@@ -91,11 +91,11 @@ def at(azure: LocalAzure, workspace: str) -> str:
     job = submit(azure, workspace, "before", "echo x > ${{outputs.made}}/x", outputs={"made": OUTPUT})
     wait(azure, job, "Completed")
     conda = {"image": "ubuntu", "condaFile": "dependencies:\n- python=3.10\n"}
-    put(azure, f"{workspace}/environments/env/versions/1", conda)
+    put(azure, f"{workspace}/environments/shaped/versions/1", conda)
     model = {"modelType": "custom_model", "modelUri": "azureml://jobs/before/outputs/made"}
-    put(azure, f"{workspace}/models/m/versions/1", model)
+    put(azure, f"{workspace}/models/shaped/versions/1", model)
     data = {"dataType": "uri_folder", "dataUri": "azureml://datastores/workspaceblobstore/paths/x/"}
-    put(azure, f"{workspace}/data/rows/versions/1", data)
+    put(azure, f"{workspace}/data/shaped/versions/1", data)
     return workspace
 
 
@@ -155,6 +155,7 @@ def test_a_new_cluster_does_not_know_its_nodes_yet_and_has_no_location(azure: Lo
     assert [inner[name] for name in ("currentNodeCount", "nodeStateCounts", "allocationState")] == [None] * 3
     assert "Location" not in answer.headers and "Azure-AsyncOperation" in answer.headers
     assert "hidden" not in answer.text + azure.request("GET", f"{at}/computes/fresh").text
+    assert azure.request("DELETE", f"{at}/computes/fresh").status_code == 202
 
 
 def test_what_was_made_lies_where_location_says(azure: LocalAzure, at: str) -> None:
@@ -164,8 +165,25 @@ def test_what_was_made_lies_where_location_says(azure: LocalAzure, at: str) -> N
     assert azure.request("GET", answer.headers["Location"]).json() == answer.json()
 
 
+def test_a_components_specification_names_its_version(azure: LocalAzure, at: str) -> None:
+    spec = {"name": "shaped", "type": "command", "command": "true"}
+    body = {"properties": {"componentSpec": spec}}
+    made = azure.put(f"{at}/components/shaped/versions/3", body)["properties"]
+    assert made["componentSpec"] == {**spec, "version": "3"} and made["stage"] == "Development"
+    assert azure.request("PUT", f"{at}/components/shaped/versions/3", json=body).status_code == 200
+
+
+def test_a_registry_comes_by_an_operation_of_its_own_and_is_there_at_its_end(azure: LocalAzure, at: str) -> None:
+    path = f"{at.split('/providers/')[0]}/providers/Microsoft.MachineLearningServices/registries/shapes"
+    answer = azure.request("PUT", path, json={"location": "eastus2", "properties": {}})
+    assert answer.status_code == 202 and answer.content == b""
+    assert "/registryOperationsStatus/" in answer.headers["Azure-AsyncOperation"] and "Location" in answer.headers
+    assert azure.request("GET", answer.headers["Azure-AsyncOperation"]).json()["percentComplete"] == 100.0
+    assert azure.request("GET", path).json()["properties"]["discoveryUrl"].endswith("/registries/shapes/discovery")
+
+
 def test_a_conda_file_is_kept_as_json_and_is_the_same_version_again(azure: LocalAzure, at: str) -> None:
-    path, body = f"{at}/environments/env/versions/1", {"image": "ubuntu", "condaFile": "dependencies: [python=3.10]"}
+    path, body = f"{at}/environments/shaped/versions/1", {"image": "ubuntu", "condaFile": "dependencies: [python=3.10]"}
     assert azure.request("PUT", path, json={"properties": body}).status_code == 200
     assert json.loads(azure.request("GET", path).json()["properties"]["condaFile"]) == {"dependencies": ["python=3.10"]}
     other = {**body, "condaFile": "dependencies: [python=3.11]"}
