@@ -89,6 +89,8 @@ class LocalAzure:
 
     def put(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         answer = self.request("PUT", path, json=body)
+        if answer.status_code == 202:  # answered by an operation alone, which is done here at once
+            answer = self.request("GET", path)
         assert answer.status_code in (200, 201), answer.text
         made: dict[str, Any] = answer.json()
         return made
