@@ -118,7 +118,7 @@ class Pipeline:
 
 
 def _key(child: Body) -> str:
-    """What a step does: its component, its inputs and its workspace."""
-    properties = child["properties"]
-    said = [child["id"].split("/jobs/")[0].lower(), properties["componentId"], properties["inputs"]]
+    """What a step does: its component, its inputs, its cluster and its workspace."""
+    said = [child["id"].split("/jobs/")[0].lower()]
+    said += [child["properties"].get(name) for name in ("componentId", "inputs", "computeId")]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
