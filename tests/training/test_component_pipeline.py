@@ -5,6 +5,7 @@ Where the registry's own component is not what is tested, a step of one line sta
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from tests.training.submissions import GOOD_METRICS, GPU_SIZE, SOURCE, make_data
 from training import component_pipeline, follow, runs, submission, submit
 from training import recipe as recipes
 from training.cluster import Cluster
+from training.component_parameters import Parameter
 from training.component_recipe import ComponentRecipe
 
 REGISTRY = "registry-phi-3-mini"
@@ -275,6 +277,18 @@ def test_another_version_or_parameter_is_another_run_and_another_cluster_is_not(
 
     assert job() == job(compute="second") == job()
     assert len({job(), job("--set", "seed=1"), job("--set", "base_model=Phi-3.5-mini-instruct")}) == 3
+
+
+def test_what_latest_comes_to_is_part_of_the_run(
+    run: Callable[..., int], place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = recipes.load_any(REGISTRY, [f"source={SOURCE}"])
+    assert isinstance(recipe, ComponentRecipe)
+    cluster = Cluster("gpu", GPU_SIZE, gpus=1, cores=24, family="", max_nodes=1, low_priority=False, location="eastus2")
+    made = component_pipeline.check(recipe, make_outputs(place), tmp_path / "data", cluster)
+    newer = dataclasses.replace(made, model=dataclasses.replace(made.model, id=made.model.id + "0"))
+    advised = dataclasses.replace(made, parameters={**made.parameters, "lora_r": Parameter(4, "model default")})
+    assert len({made.key, newer.key, advised.key}) == 3
 
 
 def test_the_snapshot_holds_what_the_evaluation_reads() -> None:
