@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 SHAPES: dict[str, dict[str, Any]] = {
     "134m": {"vocab_size": 32064, "hidden_size": 768, "intermediate_size": 2304, "num_hidden_layers": 12},
+    "440m": {"vocab_size": 32064, "hidden_size": 1536, "intermediate_size": 4096, "num_hidden_layers": 12},
     "tiny": {"vocab_size": 2048, "hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 2},
 }
-HEADS = {"134m": 12, "tiny": 4}
+HEADS = {"134m": 12, "440m": 12, "tiny": 4}
 CORPUS = ["Who founded Microsoft? Microsoft was founded by Bill Gates and Paul Allen in 1975."]
 
 

@@ -16,6 +16,7 @@ from deployment.creation import Maker
 from deployment.endpoint import Endpoint
 from deployment.gate import Limits, Measured
 from deployment.plan import Goal
+from deployment.record import Record
 from deployment.rollout import _check, _options
 from deployment.smoke import CHAT, MLFLOW, ProbeFailed
 from deployment.steps import Patience, Rollout
@@ -261,10 +262,11 @@ def test_a_run_after_a_kill_in_the_middle_of_taking_back_ends_it_and_says_why(wo
 
 
 @pytest.mark.parametrize(("command", "passes"), [("true", True), ("test $ROLLOUT_DEPLOYMENT = blue", False)])
-def test_the_gates_command_decides_before_there_is_any_traffic(
-    workspace: Workspace, command: str, passes: bool
+def test_the_gates_command_decides_before_there_is_any_traffic_and_speaks_for_itself(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, command: str, passes: bool
 ) -> None:
     workspace.serve("blue", "phi:1")
+    monkeypatch.setattr(doctor, "examine", lambda *_, **__: pytest.fail("the doctor was asked"))
     if passes:
         assert roll_out(workspace, replace(GOAL, gate=command)) == "green"
         return
@@ -402,6 +404,29 @@ def test_what_callers_got_counts_from_twenty_requests_on_and_their_own_faults_do
     answered: dict[str, int], passes: bool
 ) -> None:
     assert (gate.callers_verdict(answered, Limits()) is None) is passes
+
+
+def test_of_callers_answers_the_models_own_faults_are_told_from_the_callers() -> None:
+    def series(kind: str, model: str, *totals: float | None) -> dict[str, Any]:
+        labels = {"statusCodeClass": kind, "modelStatusCode": model}
+        named = [{"name": {"value": name}, "value": value} for name, value in labels.items()]
+        return {"metadatavalues": named, "data": [{"total": total} for total in totals]}
+
+    found = [series("2xx", "200", 5, None, 2), series("4xx", "500", 3), series("4xx", "400", 4), series("5xx", "", 1)]
+    asked: list[str] = []
+
+    def get(path: str, query: dict[str, str]) -> Any:
+        asked.append(query["$filter"])
+        return {"value": [{"timeseries": found}]}
+
+    assert gate.callers(get, "/e", "green", time.time()) == {"2xx": 7, "424": 3, "4xx": 4, "5xx": 1}
+    assert asked[0].startswith("deployment eq 'green'")
+    assert gate.callers(lambda path, query: None, "/e", "green", time.time()) == {}
+
+
+def test_a_time_in_the_tags_that_cannot_be_read_is_over() -> None:
+    assert Record.read({"rollout-keep-until": "tomorrow"}).keep_until == 0.0
+    assert Record.read({}).keep_until is None
 
 
 def test_a_hopeless_soak_ends_early() -> None:
