@@ -125,8 +125,8 @@ Data are those of `training.dataset`. What the guide's `download-dataset.py --da
 | `train_gen.jsonl`, `test_gen.jsonl` | `train.jsonl`, `eval.jsonl` in DIR-gen |
 
 `registry-local` is for the local Azure ML, whose models have random weights: `make up train deploy STACK=local
-RECIPE=registry-local`. With `registry-phi-3-mini` these learn too little to speak, and the gate refuses them. So far the
-component has run on the local Azure ML only.
+RECIPE=registry-local`. With `registry-phi-3-mini` these learn too little to speak, and the gate refuses them. So far
+the component has run on the local Azure ML only.
 
 `model` holds:
 
