@@ -128,6 +128,11 @@ def test_the_component_tunes_a_model_that_is_deployed_without_code_in_its_own_wo
     folder = tmp_path / "named-outputs" / "trained_model"
     assert {"MLmodel", "code", "conda.yaml", "data"} <= {path.name for path in folder.iterdir()}
     assert (folder / "data" / "model" / "model.safetensors").is_file()
+    assert (folder / "data" / "tokenizer" / "tokenizer.json").is_file()
+    azure_ml.client().jobs.download(found["chat_completion_datapreprocess"].name, download_path=tmp_path)
+    log = (tmp_path / "artifacts/user_logs/std_log.txt").read_text()
+    for split in ("train: 20", "validation: 2", "test: 2"):  # a tenth each of what was given for training
+        assert f"{split} conversations" in log
     azure_ml.client().jobs.download(
         found["model_evaluation"].name, output_name="evaluation_result", download_path=tmp_path
     )
