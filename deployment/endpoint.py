@@ -94,7 +94,8 @@ def _key(outputs: StackOutputs, name: str, credential: TokenCredential) -> str:
     """The first key of an endpoint that was made with keys; it stays in this process."""
     reply = arm(credential, "POST", f"{outputs.workspace_id}/onlineEndpoints/{name}/listKeys")
     if reply.status_code != 200:
-        raise UserError(f"Azure Resource Manager answers {reply.status_code} for the keys of the endpoint {name}")
+        said = f"Azure Resource Manager answers {reply.status_code} for the keys of the endpoint {name}"
+        raise UserError(said, next_command="python -m infra.preflight")
     return str(reply.json()["primaryKey"])
 
 
@@ -120,7 +121,8 @@ def _properties(outputs: StackOutputs, name: str, credential: TokenCredential) -
             next_command=f"make deploy STACK={outputs.stack}",
         )
     if reply.status_code != 200:
-        raise UserError(f"Azure Resource Manager answers {reply.status_code} for the endpoint {name}")
+        said = f"Azure Resource Manager answers {reply.status_code} for the endpoint {name}"
+        raise UserError(said, next_command="python -m infra.preflight")
     return dict(reply.json()["properties"])
 
 
@@ -143,7 +145,7 @@ def without_dots() -> Iterator[None]:
 
 
 @contextmanager
-def explained(doing: str, *, next_command: str | None = None) -> Iterator[None]:
+def explained(doing: str, *, next_command: str = "python -m infra.preflight") -> Iterator[None]:
     """Turns an error of Azure's clients, while `doing` something, into a UserError of one sentence."""
     from azure.core.exceptions import AzureError
 

@@ -222,7 +222,8 @@ class Rollout:
             state = str(make.ml.online_deployments.get(name, make.endpoint).provisioning_state).lower()
         except HttpResponseError as error:
             if not any(one.name == name for one in self.observe().deployments):
-                raise UserError(f"Azure refused the deployment {name}: {first_line(error)}") from error
+                said = f"Azure refused the deployment {name}: {first_line(error)}"
+                raise UserError(said, next_command="python -m infra.preflight") from error
             raise NewDeploymentFailed(
                 f"the deployment {name} did not come up: {first_line(error)}", error=str(error)
             ) from error
