@@ -140,6 +140,14 @@ async def _answer(send: Any, status: int, body: bytes, media: str, headers: dict
     await send({"type": "http.response.body", "body": body})
 
 
+async def _cut(receive: Any) -> None:
+    """End the connection itself: uvicorn would answer 500 to a request that nobody answers."""
+    transport = getattr(getattr(receive, "__self__", None), "transport", None)
+    if transport is not None:
+        transport.abort()
+        await asyncio.sleep(0)
+
+
 def _broken(receive: Any) -> Any:
     """What a server reads from a client whose connection breaks after the first part of the body."""
     parts = 0
@@ -148,6 +156,7 @@ def _broken(receive: Any) -> Any:
         nonlocal parts
         parts += 1
         if parts > 1:
+            await _cut(receive)
             raise ConnectionResetError("a fault ended the connection")
         message = await receive()
         return {**message, "body": message.get("body", b"")[:1024], "more_body": True}

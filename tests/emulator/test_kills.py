@@ -35,6 +35,8 @@ class Stage:
     words: tuple[str, ...]
     kills: int
     within: float
+    anew: tuple[str, ...] = ()  # besides, so that there is something to kill each time
+    undo: tuple[str, ...] = ()  # first, for the same reason
 
 
 @dataclass
@@ -55,20 +57,22 @@ class Loop:
         chat = ("flow.chat", "Who founded Apple?", "--json")
         return {
             "up": Stage(up, 5, 8),
-            "train": Stage(train, 6, 25),
-            "deploy": Stage(deploy, 6, 25),
+            "train": Stage(train, 6, 30, ("--fresh",)),
+            "deploy": Stage(deploy, 6, 30, undo=("deployment.teardown", "--yes")),
             "chat": Stage(chat, 3, 5),
         }
 
-    def begin(self, stage: Stage) -> subprocess.Popen[str]:
-        words = [sys.executable, "-m", *stage.words, "--stack", STACK]
+    def begin(self, stage: Stage, *more: str) -> subprocess.Popen[str]:
+        words = [sys.executable, "-m", *stage.words, *more, "--stack", STACK]
         env = {**self.azure.env, "CHAT_HISTORY": str(self.folder / "chat.db")}
         pipe = subprocess.PIPE
         return subprocess.Popen(words, env=env, cwd=ROOT, stdout=pipe, stderr=pipe, stdin=subprocess.DEVNULL, text=True)
 
     def kill_under(self, name: str, stage: Stage) -> None:
         """Run the command, kill the emulator under it, start it again, and let the command end as it may."""
-        running, after = self.begin(stage), self.dice.uniform(0.5, stage.within)
+        if stage.undo:
+            self.finish(Stage(stage.undo, 0, 0))
+        running, after = self.begin(stage, *stage.anew), self.dice.uniform(0.5, stage.within)
         with_time = time.monotonic() + after
         while time.monotonic() < with_time and running.poll() is None:
             time.sleep(0.02)

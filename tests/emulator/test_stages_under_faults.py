@@ -120,7 +120,8 @@ SUBMIT = {
     "slow": ("slow --match /datastores/ --seconds 3 --times 3", ENDS_WELL),
     "quota": ("error --match /jobs/ --status 400 --code OutOfQuota", "OutOfQuota"),
     "broken": ("error --match /codes/ --status 500 --code InternalServerError", "submitting the job failed"),
-    "no rights at storage": ("error --match .blob.core --status 403 --code AuthorizationFailure", "permission"),
+    "no rights at storage": ("error --match .blob.core --status 403 --code AuthorizationFailure", "may not do that"),
+    "late roles": ("roles --seconds 100000", "permission|may not do that"),
     "clock": ("clock --seconds 7200", "a wrong clock on this machine"),
 }
 
