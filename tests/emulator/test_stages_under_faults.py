@@ -180,8 +180,13 @@ ROLLOUT = {
 }
 
 
+@pytest.fixture(scope="module")
+def trained(bad: Bad) -> None:
+    check(bad.verb(*bad.submit()), ENDS_WELL)
+
+
 @pytest.mark.parametrize("what", ROLLOUT)
-def test_rollout(bad: Bad, what: str) -> None:
+def test_rollout(bad: Bad, trained: None, what: str) -> None:
     fault, expected = ROLLOUT[what]
     words = ("deployment.rollout", "--yes", "--json", "--soak", "3", "--keep", "0")
     check(bad.under(fault, *words), expected)
@@ -204,7 +209,7 @@ CHAT = {
 
 
 @pytest.fixture(scope="module")
-def served(bad: Bad) -> None:
+def served(bad: Bad, trained: None) -> None:
     check(bad.verb("deployment.rollout", "--yes", "--json", "--soak", "3", "--keep", "0"), ENDS_WELL)
 
 
