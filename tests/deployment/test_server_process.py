@@ -110,6 +110,20 @@ def run_server(*arguments: str, **environ: str) -> subprocess.CompletedProcess[s
     )
 
 
+@pytest.mark.parametrize(("given", "taken"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_torchs_threads_sleep_while_they_wait_unless_told_otherwise(
+    model_folder: Path, given: dict[str, str], taken: str
+) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from deployment.server import __main__; "
+        "from deployment.server.transformers_engine import load; assert 'torch' not in sys.modules; "
+        f"load(Path({str(model_folder)!r}), threads=1); print(os.environ['OMP_WAIT_POLICY'])"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run([sys.executable, "-c", code], env={**env, **given}, capture_output=True, text=True)
+    assert done.stdout.strip() == taken, done.stderr
+
+
 def test_a_folder_without_a_model_is_one_clear_sentence(tmp_path: Path) -> None:
     done = run_server("--model", str(tmp_path))
     assert done.returncode == 1
