@@ -429,6 +429,10 @@ def test_a_time_in_the_tags_that_cannot_be_read_is_over() -> None:
     assert Record.read({}).keep_until is None
 
 
+def test_a_long_cause_is_cut_to_what_a_tag_holds() -> None:
+    assert Record(cause="x" * 300).write({}) == {"rollout-cause": "x" * 256}
+
+
 def test_a_hopeless_soak_ends_early() -> None:
     def ask(name: str) -> float:
         if name == "new":
