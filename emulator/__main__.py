@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import os
+import random
 import shlex
 import shutil
 import signal
@@ -169,15 +170,25 @@ def _why_not_started(home: Home) -> str:
 
 
 def _last_port(home: Home) -> int:
-    """The port of the last run if it is free, so that exported variables stay valid; else any."""
+    """The port of the last run if it is free, so that exported variables stay valid; else one that is likely to be free
+    the next time too: below those that the system gives to outgoing connections.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        if _is_free(port := int((home.path / "port").read_text())):
+            return port
+    return next(filter(_is_free, random.sample(range(20_000, 32_000), 20)), 0)
+
+
+def _is_free(port: int) -> bool:
     import socket
 
-    with contextlib.suppress(OSError, ValueError), socket.socket() as probe:
-        port = int((home.path / "port").read_text())
+    with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("127.0.0.1", port))
-        return port
-    return 0
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def _stop(home: Home) -> int:
