@@ -68,7 +68,7 @@ up: stack  ## create or update the stack's resources
 data: $(DATA)/card.json $(if $(filter local,$(RECIPE)),$(DATA)/base-model/config.json)  ## prepare the recipe's data
 
 $(DATA)/card.json: | $(READY)
-	$(PY) -m training.dataset --recipe $(RECIPE) --out $(DATA)
+	$(RUN) -m training.dataset --recipe $(RECIPE) --out $(DATA)
 
 $(DATA)/base-model/config.json: $(DATA)/card.json
 	$(PY) -m training.small_model --out $(DATA)/base-model --corpus $(DATA)/train.jsonl

@@ -147,7 +147,8 @@ def make_tokenizer(texts: list[str]) -> dict[str, Any]:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": number, "content": name, **flags} for number, name in added],
+        # as in Phi-3's own: the template's line break after a control token is no token
+        "added_tokens": [{"id": one, "content": name, **flags, "rstrip": name in CONTROL[1:]} for one, name in added],
         "normalizer": {
             "type": "Sequence",
             "normalizers": [prepend, {"type": "Replace", "pattern": spaces, "content": "▁"}],
@@ -177,8 +178,16 @@ def make_tokenizer(texts: list[str]) -> dict[str, Any]:
     }
 
 
-def write_model(folder: Path, tokenizer: dict[str, Any], template: str = TEMPLATE) -> None:
-    """A folder that `from_pretrained` loads, whose prompts are made by `template`."""
+def write_model(
+    folder: Path,
+    tokenizer: dict[str, Any],
+    template: str = TEMPLATE,
+    deviations: tuple[float, float] = (0.02, 0.02),
+) -> None:
+    """A folder that `from_pretrained` loads, whose prompts are made by `template`.
+
+    deviations: standard ones of the random weights, the layers' and the vocabulary's.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     ids = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
     size, end = len(tokenizer["model"]["vocab"]) + len(CONTROL), ids["<|endoftext|>"]
@@ -220,10 +229,10 @@ def write_model(folder: Path, tokenizer: dict[str, Any], template: str = TEMPLAT
         (folder / name).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     card = "license: mit\npipeline_tag: text-generation\nlibrary_name: transformers\n"
     (folder / "README.md").write_text(f"---\n{card}---\nRandom weights, for trying things out.\n")
-    _write_weights(folder / "model.safetensors", size)
+    _write_weights(folder / "model.safetensors", size, *deviations)
 
 
-def _write_weights(path: Path, vocabulary: int) -> None:
+def _write_weights(path: Path, vocabulary: int, layers: float, words: float) -> None:
     """Random weights under Phi-3's names, its projections fused as it has them."""
     import numpy as np
     from safetensors.numpy import save_file
@@ -242,7 +251,7 @@ def _write_weights(path: Path, vocabulary: int) -> None:
     weights = {
         f"{name}.weight": np.ones(shape, np.float32)
         if len(shape) == 1
-        else dice.normal(0, 0.02, shape).astype(np.float32)
+        else dice.normal(0, layers if name.startswith("model.layers") else words, shape).astype(np.float32)
         for name, shape in shapes.items()
     }
     save_file(weights, path, metadata={"format": "pt"})

@@ -80,14 +80,14 @@ def test_the_same_data_gives_a_loss_of_the_same_size_by_our_own_job(up: Stack, t
     assert isinstance(theirs, dict)
     print(f"held-out loss, nats: TRL {ours['eval_loss']}, the component {theirs['eval_loss']}")
     assert theirs["eval_loss_before"] == pytest.approx(ours["eval_loss_before"], abs=1e-3)
-    assert abs(theirs["eval_loss"] - ours["eval_loss"]) < 0.2 * theirs["eval_loss_before"]
+    assert abs(theirs["eval_loss"] - ours["eval_loss"]) < 0.3  # of 6.7 before
 
 
 def test_our_server_and_then_mlflows_serve_it_blue_and_green(up: Stack, trained: dict[str, object]) -> None:
     first = up.json("deployment.rollout", *HASTE)
     assert (first["model"], first["state"], first["deployment"]) == (trained["model"], "serving", "blue")
     answer = up.json("flow.chat", "Who founded Microsoft?")["answer"]
-    assert "was founded by" in str(answer)
+    assert "Bill Gates" in str(answer)
     refused = up.verb("deployment.rollout", "--engine", "mlflow", *HASTE)
     assert refused.returncode == 2 and "is not served by MLflow on Standard_E4s_v3" in refused.stderr
     second = up.json("deployment.rollout", "--engine", "mlflow", "--instance-type", GPU, *HASTE)

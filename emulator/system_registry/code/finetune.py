@@ -76,6 +76,8 @@ def _settings(args: Any) -> Any:
     from transformers import TrainingArguments
 
     graphics = torch.cuda.is_available()
+    if not graphics:
+        torch.set_num_threads(1)  # the registry's small models gain nothing from more, and lose on a busy machine
     return TrainingArguments(
         output_dir=str(args.pytorch_model_folder / "checkpoints"),
         **{name: getattr(args, name) for name in SAME},
