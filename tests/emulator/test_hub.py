@@ -20,7 +20,7 @@ tokenizer = AutoTokenizer.from_pretrained(name)
 text = tokenizer.apply_chat_template(rows[0]["messages"], tokenize=False)
 ids = tokenizer(text)["input_ids"]
 said = {"rows": len(rows), "columns": rows.column_names}
-said["same"] = tokenizer.decode(ids).replace(" ", "") == text.replace(" ", "")
+said["same"] = "".join(tokenizer.decode(ids).split()) == "".join(text.split())
 pinned = load_dataset("HuggingFaceH4/ultrachat_200k", "default", split="test_sft", revision="8" * 40)
 said["pinned"] = len(pinned)
 said["unk"], said["type"] = tokenizer.unk_token, AutoModelForCausalLM.from_pretrained(name).config.model_type
