@@ -61,16 +61,16 @@ def main(argv: list[str]) -> int:
     from deployment.server.connections import Server
     from deployment.server.serving import Serving
 
-    serving = Serving(safety=safety.configured(os.environ), traces=traces.configured(os.environ))
-    server = Server(create_app(serving), serving)
+    serving, spans = Serving(safety=safety.configured(os.environ)), traces.configured(os.environ)
+    server = Server(create_app(serving, spans), serving)
     failed: list[cli.UserError] = []
     # /health must answer while the model loads, or the platform kills a container that is only slow to start
     threading.Thread(target=_load, args=(given, folder, serving, server, failed), daemon=True).start()
     try:
         server.run(sockets=[listener])
     finally:
-        if serving.traces is not None:
-            serving.traces.close()
+        if spans is not None:
+            spans.close()
     if serving.is_dead:
         failed.append(cli.UserError("the engine ended by itself; what it said last is above"))
     if serving.engine is not None:

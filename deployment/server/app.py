@@ -28,6 +28,7 @@ from deployment.server import answering, contract
 from deployment.server.answering import Reply
 from deployment.server.errors import RequestError
 from deployment.server.serving import Limits, Serving, submit
+from deployment.server.traces import Traces
 
 log = logging.getLogger("deployment.server")
 
@@ -36,7 +37,7 @@ CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a caller who left; nobody reads it."""
 
 
-def create_app(serving: Serving) -> ASGIApp:
+def create_app(serving: Serving, traces: Traces | None = None) -> ASGIApp:
     """The app around `serving`, which may still be empty: the model can come later."""
 
     async def score(request: Request) -> Response:
@@ -65,7 +66,7 @@ def create_app(serving: Serving) -> ASGIApp:
     ]
     app = Starlette(routes=routes, exception_handlers={RequestError: _error, HTTPException: _http_error})
     served = _closing_while_draining(app, serving)
-    return served if serving.traces is None else serving.traces.around(served, SCORING_ROUTES)
+    return served if traces is None else traces.around(served, SCORING_ROUTES)
 
 
 def _closing_while_draining(app: ASGIApp, serving: Serving) -> ASGIApp:

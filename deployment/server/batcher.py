@@ -109,9 +109,9 @@ class Batcher(Worker):
 
     def _keep(self, place: int) -> None:
         """Remember the row at `place` for its conversation's next turn; its last token was never computed upon."""
-        assert self._cache is not None
-        row = self._running[place]
-        self._prefixes.keep([*row.prompt, *row.generated[:-1]], self._cache, place)
+        cache, row = self._cache, self._running[place]
+        assert cache is not None
+        self._prefixes.keep([*row.prompt, *row.generated[:-1]], lambda: cache.states(place))
 
     def _drop(self, places: list[int]) -> None:
         """Take the running rows at `places` out, from the cache too: the last row comes into each place."""

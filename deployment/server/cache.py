@@ -15,7 +15,7 @@ Imported by the engine's thread only, as torch and transformers take seconds to 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -23,10 +23,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from deployment.server.prefixes import Known
-
-States: TypeAlias = Sequence[tuple[torch.Tensor, torch.Tensor]]
-"""Each layer's keys and values of one row, without padding: [heads, tokens, head size]."""
+    from deployment.server.prefixes import Known, States
 
 ROOM = 64
 """Columns that a buffer gets beyond what it needs."""

@@ -5,13 +5,16 @@ Found by the tokens themselves, whoever asks. The ones used longest ago go first
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from deployment.server.cache import Batch, States
+    import torch
+
+States: TypeAlias = "Sequence[tuple[torch.Tensor, torch.Tensor]]"
+"""Each layer's keys and values of one row, without padding: [heads, tokens, head size]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,14 +54,14 @@ class Prefixes:
         self._kept.append(found)
         return Known(min(shared(found.tokens, prompt), len(prompt) - 1), found.states)
 
-    def keep(self, tokens: list[int], batch: Batch, place: int) -> None:
-        """Copy the row at `place`, which holds `tokens`, out of the batch; earlier turns of it are dropped."""
+    def keep(self, tokens: list[int], copied: Callable[[], States]) -> None:
+        """Keep what `copied` gives for `tokens`, if there is room for it; earlier turns of it are dropped."""
         if len(tokens) > self._room or any(kept.tokens[: len(tokens)] == tokens for kept in self._kept):
             return
         self._kept = [kept for kept in self._kept if kept.tokens != tokens[: len(kept.tokens)]]
         while self._kept and self.tokens + len(tokens) > self._room:
             self._kept.pop(0)
-        self._kept.append(Kept(tokens, batch.states(place)))
+        self._kept.append(Kept(tokens, copied()))
 
     def clear(self) -> None:
         self._kept.clear()

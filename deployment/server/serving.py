@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from deployment.server.contract import ChatRequest
 from deployment.server.decoding import Choice, TextStream
@@ -18,9 +17,6 @@ from deployment.server.replies import Usage
 from deployment.server.rows import Engine, EngineStopped, Event, QueueFull, Row
 from deployment.server.safety import ContentSafety
 from training.prompt import encode_prompt
-
-if TYPE_CHECKING:
-    from deployment.server.traces import Traces
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,6 @@ class Serving:
     loaded: LoadedModel | None = None
     engine: Engine | None = None
     safety: ContentSafety | None = None
-    traces: Traces | None = None
     draining: bool = False
     """The server is about to stop: it says so where it is asked whether it is ready, and answers what still comes."""
     encoder: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "encoder"))

@@ -45,6 +45,7 @@ class Server:
     url: str
     serving: Serving
     process: uvicorn.Server
+    traces: Traces | None = None
 
 
 @contextmanager
@@ -57,16 +58,18 @@ def serve(
     traces: Traces | None = None,
 ) -> Iterator[Server]:
     """A real uvicorn on a free loopback port."""
-    serving = Serving(limits or Limits(), traces=traces)
+    serving = Serving(limits or Limits())
     serving.start(loaded, slots=slots, queue=queue)
-    config = uvicorn.Config(create_app(serving), port=0, http=Protocol, ws="none", log_level="error", lifespan="off")
+    config = uvicorn.Config(
+        create_app(serving, traces), port=0, http=Protocol, ws="none", log_level="error", lifespan="off"
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
         time.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
-    yield Server(f"http://127.0.0.1:{port}", serving, server)
+    yield Server(f"http://127.0.0.1:{port}", serving, server, traces)
     server.should_exit = True
     thread.join()
     assert serving.engine is not None

@@ -91,11 +91,11 @@ def traced(sink: Sink, loaded: TransformersModel) -> Iterator[Server]:
 
 def flush(server: Server, sink: Sink, count: int) -> list[dict[str, Any]]:
     """So many spans; the last ends a moment after its caller has the answer."""
-    assert server.serving.traces is not None
+    assert server.traces is not None
     deadline = time.monotonic() + 20
     while len(sink.items) < count:
         assert time.monotonic() < deadline, sink.items
-        server.serving.traces.provider.force_flush()
+        server.traces.provider.force_flush()
     return sink.spans
 
 
@@ -185,11 +185,11 @@ def test_spans_that_are_refused_are_one_line_in_the_log_without_the_key(
 ) -> None:
     sink.status = status
     assert post(traced).status_code == 200
-    assert traced.serving.traces is not None
+    assert traced.traces is not None
     deadline = time.monotonic() + 20
     while not sink.paths:
         assert time.monotonic() < deadline
-        traced.serving.traces.provider.force_flush()
+        traced.traces.provider.force_flush()
     assert [one.message for one in caplog.records if one.levelname != "INFO"] == [
         "1 traces could not be delivered to Application Insights"
     ]
