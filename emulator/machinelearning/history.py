@@ -28,6 +28,16 @@ HISTORY = "history/v1.0"
 LOG_FOLDERS = ("azureml-logs/", "user_logs/", "system_logs/", "logs/azureml/")
 
 
+def _error(known: Body | None) -> Body | None:
+    """A run's error with the members that nobody set, as the service answers it."""
+    if known is None:
+        return None
+    inside: Body = dict.fromkeys(("severity", "messageFormat", "referenceCode", "detailsUri", "target", "innerError"))
+    inside |= {"messageParameters": {}, "details": [], "debugInfo": None, "additionalInfo": None, **known["error"]}
+    around = dict.fromkeys(("correlation", "environment", "location"))
+    return {**around, "componentName": "CommonRuntime", **known, "error": inside}
+
+
 class History(DataPlane):
     def __init__(self, state: State, blobs: Blobs, entra: Entra) -> None:
         super().__init__(state, entra)
@@ -76,7 +86,7 @@ class History(DataPlane):
             "runUuid": str(uuid.uuid5(uuid.NAMESPACE_URL, job["id"])),
             "runNumber": self._number(job),
             "runType": f"azureml.{'StepRun' if record.get('parentRunId') else kind}",
-            "runTypeV2": {"orchestrator": "Execution", "traits": []},
+            "runTypeV2": {"orchestrator": "Execution", "traits": ["remote", "CommonRuntime"]},
             "experimentId": experiment_id("/".join(job["id"].split("/")[:9]), properties["experimentName"]),
             "dataContainerId": f"dcid.{job['name']}",
             "createdUtc": job["systemData"]["createdAt"],
@@ -88,8 +98,12 @@ class History(DataPlane):
             "status": properties["status"],
             "startTimeUtc": record.get("startTimeUtc"),
             "endTimeUtc": record.get("endTimeUtc"),
-            "error": record.get("error"),
+            "error": _error(record.get("error")),
             "warnings": [],
+            "services": {},
+            "actionUris": {},
+            "inputDatasets": [],
+            "outputDatasets": [],
             "properties": properties["properties"],
             "tags": properties["tags"],
         }

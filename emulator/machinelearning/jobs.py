@@ -38,7 +38,7 @@ class Jobs:
         stored = shapes.job(stored, self._state.get(rid.parent) or {})
         self._state.put(str(rid), stored, parent=rid.parent)
         self._runner.start(str(rid))
-        return JSONResponse(stored, 201)
+        return JSONResponse(shapes.shown(stored), 201)
 
     def _update(self, rid: ResourceId, job: Body, wanted: Body) -> Body:
         """A job is created once: of the one that is there, only what describes it changes."""
@@ -70,12 +70,12 @@ class Jobs:
         if not rid.is_collection:
             job = self._arm.existing(rid)
             # of a pipeline's child this service knows the name alone; the run history knows the rest
-            return JSONResponse({**job, "properties": None} if self._is_child(job) else job)
+            return JSONResponse({**job, "properties": None} if self._is_child(job) else shapes.shown(job))
         self._arm.check_parent(rid)
         found = [job for job in self._state.children(rid.parent, rid.type) if not self._is_child(job)]
         if request.query_params.get("listViewType", "ActiveOnly") == "ActiveOnly":
             found = [job for job in found if not job["properties"]["isArchived"]]
-        return JSONResponse({"value": found[::-1]})
+        return JSONResponse({"value": [shapes.shown(job) for job in found[::-1]]})
 
     def _is_child(self, job: Body) -> bool:
         return bool((self._state.record("run", job["id"]) or {}).get("parentRunId"))

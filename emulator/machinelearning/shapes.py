@@ -81,6 +81,7 @@ COMMAND: Body = {
     "queueSettings": {"jobTier": "Null"},
 }
 RESOURCES = {"instanceCount": 1, "instanceType": None, "properties": None, "shmSize": "2g", "dockerArgs": None}
+OWN_PLACE = re.compile(r"azureml://datastores/workspaceblobstore/paths/azureml/[^/]+/[^/]+/?$")
 SERVICE = {"port": None, "status": None, "errorMessage": None, "properties": None, "nodes": None}
 
 
@@ -129,10 +130,37 @@ def job(body: Body, workspace: Body) -> Body:
         }
         properties["properties"] = {**(properties.get("properties") or {}), **where}
         properties["resources"] = filled(RESOURCES, properties.get("resources") or {})
+    if properties.get("jobType") == "Pipeline":
+        properties["properties"] = {**(properties.get("properties") or {}), **_pipeline(properties)}
     outputs = properties.get("outputs") or {}
     described: dict[str, Any] = {"description": None, "assetName": None}
     properties["outputs"] = {name: {**described, **(output or {})} for name, output in outputs.items()}
     return {**body, "properties": properties}
+
+
+def _pipeline(properties: Body) -> dict[str, str]:
+    """What the service writes into a pipeline's properties."""
+    settings = properties.get("settings") or {}
+    return {
+        "azureml.DevPlatv2": "true",
+        "azureml.runsource": "azureml.PipelineRun",
+        "runSource": "MFE",
+        "runType": "HTTP",
+        "azureml.parameters": "{}",
+        "azureml.continue_on_step_failure": str(settings.get("continue_on_step_failure") is not False),
+        "azureml.enforceRerun": str(bool(settings.get("force_rerun"))),
+        "azureml.defaultDataStoreName": "workspaceblobstore",
+        "azureml.pipelineComponent": "pipelinerun",
+    }
+
+
+def shown(job: Body) -> Body:
+    """A job as ARM shows it: of a pipeline's outputs only where the client put them, not where they lie by default."""
+    if job["properties"].get("jobType") != "Pipeline":
+        return job
+    outputs = job["properties"].get("outputs") or {}
+    hidden = {name: {**one, "uri": None} for name, one in outputs.items() if OWN_PLACE.match(str(one.get("uri")))}
+    return {**job, "properties": {**job["properties"], "outputs": {**outputs, **hidden}}}
 
 
 def _services(body: Body, workspace: Body) -> list[tuple[str, Body]]:

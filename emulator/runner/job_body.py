@@ -14,11 +14,9 @@ def new(job_id: str, kind: str, properties: Body, system_data: Body) -> Body:
         place = locations.output_uri(name, key)
         file = output.get("jobOutputType") == "uri_file"
         output["uri"] = output.get("uri") or (place.rstrip("/") if file else place)
-    outputs["default"] = {
-        "jobOutputType": "uri_folder",
-        "uri": f"azureml://datastores/workspaceartifactstore/ExperimentRun/dcid.{name}",
-        "mode": "ReadWriteMount",
-    }
+    if properties.get("jobType") == "Command":
+        place = f"azureml://datastores/workspaceartifactstore/ExperimentRun/dcid.{name}"
+        outputs["default"] = {"jobOutputType": "uri_folder", "uri": place, "mode": "ReadWriteMount"}
     begin = {"properties": {}, "tags": {}, "experimentName": "Default", "isArchived": False}
     return {
         "id": job_id,

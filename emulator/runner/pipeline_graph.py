@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import uuid
+import zlib
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -84,11 +85,25 @@ class Graph:
             "outputs": self._outputs(node, spec),
             "identity": _camel(node.get("identity")) or self.properties.get("identity"),
             "tags": node.get("tags") or {},
+            "properties": self._lineage(name, node),
         }
         if spec.get("type") == "pipeline":
             inner = {"jobType": "Pipeline", "jobs": spec["jobs"], "settings": self.properties.get("settings") or {}}
             return self._body({**common, **inner})
         return self._body({**common, **self._command(name, node, spec)})
+
+    def _lineage(self, name: str, node: Body) -> dict[str, str]:
+        """What Azure writes of a step's origin into its properties."""
+        root = (self.state.record("run", self.job["id"]) or {}).get("rootRunId") or self.job["name"]
+        return {
+            "azureml.DevPlatv2": "true",
+            "azureml.runsource": "azureml.StepRun",
+            "StepType": "PythonScriptStep",
+            "azureml.moduleName": locations.asset_key(self.state, node["componentId"]).split("/")[-3],
+            "azureml.nodeid": f"{zlib.crc32(name.encode()):08x}",
+            "azureml.pipelinerunid": self.job["name"],
+            "azureml.rootpipelinerunid": root,
+        }
 
     def _body(self, properties: Body) -> Body:
         child = str(uuid.uuid4())

@@ -35,11 +35,11 @@ class Pipeline:
         self._graph = Graph(state, job)
         self._made = self._graph.made
         settings = self._graph.properties.get("settings") or {}
-        self._goes_on = bool(settings.get("continue_on_step_failure"))
+        self._goes_on = settings.get("continue_on_step_failure") is not False  # the service's default is to go on
         self._reuses = not settings.get("force_rerun")
 
     async def run(self) -> bool:
-        """Run every node; whether all of them completed. A failure ends the rest unless the job says otherwise."""
+        """Run every node; whether all of them completed. A failure ends the rest if the job says so."""
         running: dict[asyncio.Task[None], str] = {}
         failed = False
         try:
@@ -69,7 +69,7 @@ class Pipeline:
         if earlier is not None:
             reused = {"azureml.isreused": "true", "azureml.reusedrunid": earlier["name"]}
             child["properties"] |= {"status": "Completed", "outputs": earlier["properties"]["outputs"]}
-            child["properties"]["properties"] = reused
+            child["properties"]["properties"] |= reused
         with self._state.transaction():
             self._state.put(child["id"], child, parent=self._graph.workspace)
             self._state.save_record("run", child["id"], {"parentRunId": job["name"], "rootRunId": root})

@@ -110,8 +110,10 @@ def test_a_failed_step_fails_the_pipeline_and_what_waits_for_it_never_runs(azure
     assert children(azure_ml, name) == {"broken": "Failed"}
 
 
-@pytest.mark.parametrize("go_on", [False, True])
-def test_other_branches_go_on_after_a_failure_only_if_the_pipeline_says_so(azure_ml: AzureMl, go_on: bool) -> None:
+@pytest.mark.parametrize("go_on", [False, True, None])
+def test_other_branches_go_on_after_a_failure_unless_the_pipeline_says_no(
+    azure_ml: AzureMl, go_on: bool | None
+) -> None:
     from azure.ai.ml.dsl import pipeline
 
     azure_ml.client()
@@ -127,7 +129,7 @@ def test_other_branches_go_on_after_a_failure_only_if_the_pipeline_says_so(azure
     made.settings.continue_on_step_failure = go_on
     name = str(azure_ml.client().jobs.create_or_update(made).name)
     assert azure_ml.wait(name) == "Failed"
-    assert children(azure_ml, name) == {"broken": "Failed", "slow": "Completed" if go_on else "Canceled"}
+    assert children(azure_ml, name) == {"broken": "Failed", "slow": "Canceled" if go_on is False else "Completed"}
 
 
 def test_a_pipeline_inside_a_pipeline_hands_its_output_up(azure_ml: AzureMl, tmp_path: Path) -> None:
