@@ -276,7 +276,8 @@ def test_another_version_or_parameter_is_another_run_and_another_cluster_is_not(
         return str(last_json(capsys.readouterr().out)["job"])
 
     assert job() == job(compute="second") == job()
-    assert len({job(), job("--set", "seed=1"), job("--set", "base_model=Phi-3.5-mini-instruct")}) == 3
+    other = ("--set", "base_model=Phi-3.5-mini-instruct", "--set", "base_model_version=latest")
+    assert len({job(), job("--set", "seed=1"), job(*other)}) == 3
 
 
 def test_what_latest_comes_to_is_part_of_the_run(
